@@ -1,0 +1,97 @@
+"""What every command shares: flags from a Config, one-sentence errors, devices."""
+
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import app, flags
+
+
+def flag(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+    """A dataclass field that `launch` makes a flag of.
+
+    Args:
+      default: A bool, int, float, str, or a tuple of floats, for a comma-separated list.
+      text: What `--help` says.
+      choices: The values that a str admits, where it admits only some.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+def launch(
+    main: Callable[[Any], None],
+    config: type,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Runs `main` with the Config of the command line.
+
+    Each field of the Config is a flag; a flag not given has the value of the --preset, if there
+    are presets, or else the default. A ValueError ends the program with its sentence and status 1.
+    Float64 is allowed, and on a machine without an accelerator each core is a device.
+
+    Args:
+      main: The command.
+      config: A dataclass whose fields are made by `flag`.
+      presets: Values of fields by the name of the preset; the first is the default.
+    """
+    jax.config.update("jax_enable_x64", True)
+    # Says at each start on a CPU that there is no TPU.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+    holders = {field.name: _define(field) for field in dataclasses.fields(config)}
+    presets = presets or {"default": {}}
+    names = list(presets)
+    preset = flags.DEFINE_enum("preset", names[0], names, "Values of the flags not given.")
+    for holder in (preset, *holders.values()):  # Else --help would not list them.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
+
+    def with_config(argv: Sequence[str]) -> None:
+        try:
+            if argv[1:]:
+                raise ValueError(f"only flags are understood, got {argv[1]!r}; see --help.")
+            given = {name: holder.value for name, holder in holders.items() if holder.present}
+            main(config(**{**presets[preset.value], **given}))
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+
+    app.run(with_config)
+
+
+class _FloatsParser(flags.ArgumentParser):
+    def parse(self, argument: Any) -> tuple[float, ...]:
+        values = argument.split(",") if isinstance(argument, str) else argument
+        try:
+            return tuple(float(value) for value in values)
+        except ValueError:
+            raise ValueError(f"comma-separated numbers are needed, got {argument!r}") from None
+
+    def flag_type(self) -> str:
+        return "comma-separated numbers"
+
+
+class _FloatsSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: tuple[float, ...]) -> str:
+        return ",".join(map(repr, value))
+
+
+def _define(field: dataclasses.Field) -> flags.FlagHolder:
+    default: Any = field.default
+    text, choices = field.metadata["help"], field.metadata["choices"]
+    if choices:
+        return flags.DEFINE_enum(field.name, default, choices, text)
+    if isinstance(default, tuple):
+        parser, serializer = _FloatsParser(), _FloatsSerializer()
+        return flags.DEFINE(parser, field.name, default, text, serializer=serializer)
+    define: dict[type, Any] = {
+        bool: flags.DEFINE_boolean,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    return define[type(default)](field.name, default, text)

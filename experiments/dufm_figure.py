@@ -1,0 +1,118 @@
+"""Draws figure.png of a run of `experiments.dufm_training`, from its records alone.
+
+  python -m experiments.dufm_figure --run=results/dufm_training
+
+Three panels for each weight decay and learning rate, as in Figure 2 of the paper: the training loss
+beside the DNC and SRG losses, DNC1 by layer, and the singular values of the class means at the end.
+Lines are means over seeds and bands one standard deviation; on logarithmic axes, of the logarithm.
+Runs that diverged are left out and counted in the title.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray
+
+from experiments import cli, records
+
+
+def draw(folder: Path) -> Path:
+    """Writes the figure of the run in `folder` and returns its path."""
+    arrays = records.read_arrays(folder)
+    settings = np.stack([arrays.weight_decay, arrays.learning_rate], axis=1)
+    groups = np.unique(settings, axis=0)
+    figure, axes = plt.subplots(
+        len(groups), 3, figsize=(11, 3.2 * len(groups)), layout="constrained", squeeze=False
+    )
+    for row, group in zip(axes, groups, strict=True):
+        runs = arrays.isel(run=(settings == group).all(axis=1))
+        finite = np.isfinite(runs.fit.values[:, -1])
+        alive = runs.isel(run=finite)
+        title = f"decay {group[0]:g}, learning rate {group[1]:g}, {finite.sum()} runs"
+        if not finite.all():
+            title += f" ({(~finite).sum()} diverged)"
+        row[1].set_title(title, fontsize=10)
+        if finite.any():
+            _draw_loss(row[0], alive)
+            _draw_dnc1(row[1], alive)
+            _draw_singular_values(row[2], alive)
+    path = folder / records.FIGURE
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def _draw_loss(axis: plt.Axes, runs: xarray.Dataset) -> None:
+    loss = (runs.fit + runs.regularisation).values
+    _band(axis, runs.step.values, loss, "C0", "gradient descent")
+    for name, color in (("dnc", "C3"), ("srg", "C2")):
+        value = float(runs[f"{name}_loss"][0])
+        if np.isfinite(value):
+            label = f"{name.upper()} {value:.4f}"
+            axis.axhline(value, color=color, linestyle="--", linewidth=1.2, label=label)
+    low = min(loss[:, -1].min(), float(runs.srg_loss.fillna(np.inf).min()))
+    axis.set(xlabel="step", ylabel="training loss", ylim=(0.9 * low, 0.55))
+    _step_axis(axis, runs.step.values)
+    axis.legend(fontsize=8)
+
+
+def _draw_dnc1(axis: plt.Axes, runs: xarray.Dataset) -> None:
+    for index, layer in enumerate(runs.layer.values):
+        values = runs.dnc1.values[:, :, index]
+        _band(axis, runs.step.values, values, f"C{index}", f"$H_{layer}$", log=True)
+    axis.set(xlabel="step", ylabel=r"DNC1: tr $\Sigma_W$ / tr $\Sigma_B$", yscale="log")
+    _step_axis(axis, runs.step.values)
+    axis.legend(fontsize=8)
+
+
+def _draw_singular_values(axis: plt.Axes, runs: xarray.Dataset) -> None:
+    for index, layer in enumerate(runs.layer.values):
+        values = runs.singular_values.values[:, index]
+        ranks = np.arange(1, values.shape[1] + 1)
+        _band(axis, ranks, values, f"C{index}", f"$M_{layer}$", marker="o")
+    axis.set(
+        xlabel="index", ylabel="singular value at the end", xticks=ranks[:: 1 + len(ranks) // 16]
+    )
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8)
+
+
+def _band(axis, x, values, color, label, log=False, marker=None) -> None:
+    """The mean over runs and one standard deviation around it; values [run, x]."""
+    if log:
+        values = np.log10(np.where(values > 0, values, np.nan))
+    middle, spread = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+    low, high = middle - spread, middle + spread
+    if log:
+        low, middle, high = 10.0**low, 10.0**middle, 10.0**high
+    axis.plot(x, middle, color=color, label=label, linewidth=1.5, marker=marker, markersize=3)
+    axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def _step_axis(axis: plt.Axes, steps: np.ndarray) -> None:
+    """Logarithmic, since most happens early; it begins at the first recorded step."""
+    if len(steps) > 2:
+        axis.set_xscale("log")
+        axis.set_xlim(steps[1], steps[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to draw."""
+
+    run: str = cli.flag("results/dufm_training", "Folder of a finished run.")
+
+    def __post_init__(self) -> None:
+        if not (Path(self.run) / records.RESULTS).exists():
+            raise ValueError(f"--run={self.run} is no finished run: it holds no {records.RESULTS}.")
+
+
+def main(config: Config) -> None:
+    """Draws the figure."""
+    print(f"Drew {draw(Path(config.run))}.")
+
+
+if __name__ == "__main__":
+    cli.launch(main, Config)

@@ -1,0 +1,115 @@
+"""Which solution gradient descent finds depends on the initialisation, which the paper leaves open.
+
+  python -m experiments.initialisation     # about ten minutes on 2 cores
+
+Repeats `experiments.dufm_training` (Figure 2, top) for several scales and distributions of the
+initial parameters, each in a folder of its own below --out, and writes summary.csv there, a row a
+setting: the runs below the DNC loss, the spread of the loss, the ranks of the intermediate layers,
+the runs in which all of them are equal, and the runs that found the SRG solution. Settings whose
+folder holds a finished run already are not run again.
+"""
+
+import collections
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import cli, dufm_training, records
+
+CONFIG, SUMMARY = "config.json", "summary.csv"
+SRG_FOUND = 0.01  # Largest `structure.srg_distance` that counts as the SRG solution.
+
+# (distribution and scale of W_l, scale of H_1); the second line is PyTorch's default scale.
+SETTINGS = (
+    ("orthogonal", 1.0, 1.0),
+    ("uniform", 3**-0.5, 1.0),
+    ("normal", 1.0, 1.0),
+    ("orthogonal", 0.8, 1.0),
+    ("orthogonal", 1.2, 1.0),
+    ("normal", 0.8, 1.0),
+    ("normal", 2**0.5, 1.0),
+    ("orthogonal", 1.0, 0.5),
+    ("orthogonal", 1.0, 30**-0.5),
+    ("orthogonal", 1.0, 2.0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The study; the model is that of Figure 2 (top)."""
+
+    out: str = cli.flag("results/initialisation", "Folder for the results.")
+    num_seeds: int = cli.flag(20, "Runs for each setting.")
+    num_steps: int = cli.flag(60_000, "Updates of each run.")
+
+
+def run(config: Config, settings: Sequence[tuple[str, float, float]] = SETTINGS) -> list[dict]:
+    """Trains what is missing and returns the rows of summary.csv."""
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    settled = dataclasses.asdict(config) | records.environment()
+    records.write_json(Path(config.out) / CONFIG, settled)
+    rows = []
+    for distribution, weights_scale, features_scale in settings:
+        name = f"{distribution}_w{weights_scale:.2f}_h{features_scale:.2f}"
+        folder = Path(config.out) / name
+        training = dufm_training.Config(
+            out=str(folder),
+            num_seeds=config.num_seeds,
+            num_steps=config.num_steps,
+            distribution=distribution,
+            weights_scale=weights_scale,
+            features_scale=features_scale,
+            overwrite=True,
+        )
+        if not (folder / records.RUNS).exists():
+            dufm_training.run(training)
+        rows.append(
+            {
+                "weights": distribution,
+                "weights_scale": weights_scale,
+                "features_scale": features_scale,
+                **summarise(records.read_runs(folder), training.depth),
+            }
+        )
+    records.write_csv(Path(config.out) / SUMMARY, rows)
+    return rows
+
+
+def summarise(runs: Sequence[dict[str, str]], depth: int) -> dict[str, Any]:
+    """One row of summary.csv from the rows of runs.csv."""
+    ended = [row for row in runs if row["diverged_at"] == ""]
+    losses = [float(row["loss"]) for row in ended] or [math.nan]
+    # The intermediate layers are 2, ..., L-1, and layer L before its ReLU.
+    ranks = [
+        [int(row[f"rank_{layer}"]) for layer in range(2, depth)]
+        + [int(row[f"rank_before_{depth}"])]
+        for row in ended
+    ]
+    counts = collections.Counter(row[0] for row in ranks)
+    return {
+        "runs": len(runs),
+        "diverged": len(runs) - len(ended),
+        "below_dnc": sum(row["below_dnc"] == "True" for row in ended),
+        "loss_min": min(losses),
+        "loss_median": statistics.median(losses),
+        "loss_max": max(losses),
+        "ranks": " ".join(f"{rank}:{count}" for rank, count in sorted(counts.items())),
+        "equal_ranks": sum(len(set(row)) == 1 for row in ranks),
+        "srg_found": sum(
+            row["srg_distance"] != "" and float(row["srg_distance"]) < SRG_FOUND for row in ended
+        ),
+    }
+
+
+def main(config: Config) -> None:
+    """Runs the study and prints its table."""
+    for row in run(config):
+        print("  ".join(f"{name}={value}" for name, value in row.items()))
+    print(f"Results are in {config.out}.")
+
+
+if __name__ == "__main__":
+    cli.launch(main, Config)

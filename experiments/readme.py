@@ -1,0 +1,131 @@
+"""Writes the measured parts of README.md, from records of runs.
+
+  python -m experiments.readme --figure2=results/dufm_training --initialisation=results/initialisation
+
+takes the records of finished runs into experiments/gallery, and without flags
+`python -m experiments.readme` writes README.md again from what is there.
+"""
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+from experiments import cli, initialisation, records
+
+ROOT = Path(__file__).parent.parent
+GALLERY = ROOT / "experiments" / "gallery"
+FIGURE2 = GALLERY / "figure2_top"
+INITIALISATION = GALLERY / "initialisation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Folders of finished runs to take into the gallery; empty to leave what is there."""
+
+    figure2: str = cli.flag("", "Folder of a run of experiments.dufm_training with no flags.")
+    initialisation: str = cli.flag("", "Folder of a run of experiments.initialisation.")
+
+
+def collect(source: Path, target: Path, names: tuple[str, ...]) -> None:
+    """Copies the named files of a finished run into the gallery."""
+    missing = [name for name in names if not (source / name).exists()]
+    if missing:
+        raise ValueError(f"{source} is no finished run: it holds no {missing[0]}.")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(source / name, target / name)
+
+
+def render(text: str) -> str:
+    """README.md with its measured blocks written anew."""
+    for name, block in (("figure2", figure2()), ("initialisation", initialisation_table())):
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        pattern = re.compile(f"{begin}.*{end}", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md has no lines {begin} and {end} to write between.")
+        text = pattern.sub(lambda _, b=begin, e=end, t=block: f"{b}\n{t}\n{e}", text)
+    return text
+
+
+def figure2() -> str:
+    """The picture and the table of the run with no flags."""
+    config = records.read_config(FIGURE2)
+    runs = records.read_runs(FIGURE2)
+    depth = config["depth"]
+    row = initialisation.summarise(runs, depth)
+    losses = [float(run["loss"]) for run in runs]
+    lines = [
+        f"![Losses, DNC1 and singular values of {len(runs)} runs]"
+        f"({(FIGURE2 / records.FIGURE).relative_to(ROOT)})",
+        "",
+        f"K = {config['num_classes']}, n = {config['samples_per_class']}, L = {depth}, width "
+        f"{config['width']}, all decays {config['weight_decay'][0]:g}, learning rate "
+        f"{config['learning_rate'][0]:g}, {config['num_steps']:,} steps of gradient descent in "
+        f"{config['dtype']}; {config['num_devices']} x {config['devices'][0]} device, jax "
+        f"{config['versions']['jax']}.",
+        "",
+        f"DNC loss {float(runs[0]['dnc_loss']):.6f}, SRG loss {float(runs[0]['srg_loss']):.6f}; "
+        f"{row['below_dnc']} of {len(runs)} runs end below DNC, with a mean loss of "
+        f"{statistics.mean(losses):.4f} (standard deviation {statistics.stdev(losses):.4f}); "
+        f"{row['equal_ranks']} have the same rank in all intermediate layers; "
+        f"{row['srg_found']} found the SRG solution.",
+        "",
+        "| seed | loss | ranks of M_2 ... M_L | before the ReLU | DNC1 of H_1 ... H_L "
+        "| distance of the Gram matrix to SRG |",
+        "| ---: | ---: | --- | --- | --- | ---: |",
+    ]
+    for run in runs:
+        ranks, before = (
+            " ".join(run[f"{name}_{layer}"] for layer in range(2, depth + 1))
+            for name in ("rank", "rank_before")
+        )
+        dnc1 = " ".join(f"{float(run[f'dnc1_{layer}']):.0e}" for layer in range(1, depth + 1))
+        lines.append(
+            f"| {run['seed']} | {float(run['loss']):.5f} | {ranks} | {before} | {dnc1} "
+            f"| {float(run['srg_distance']):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def initialisation_table() -> str:
+    """The table of `experiments.initialisation`."""
+    with (INITIALISATION / initialisation.SUMMARY).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = json.loads((INITIALISATION / initialisation.CONFIG).read_text())["num_steps"]
+    lines = [
+        f"After {steps:,} steps; ranks of M_2 as rank:runs.",
+        "",
+        "| W_l | scale of W_l | scale of H_1 | below DNC | loss, min / median / max | ranks "
+        "| equal in all intermediate layers | SRG found |",
+        "| --- | ---: | ---: | ---: | --- | --- | ---: | ---: |",
+    ]
+    for row in rows:
+        losses = " / ".join(f"{float(row[f'loss_{name}']):.4f}" for name in ("min", "median", "max"))
+        diverged = f", {row['diverged']} diverged" if int(row["diverged"]) else ""
+        lines.append(
+            f"| {row['weights']} | {float(row['weights_scale']):.2f} "
+            f"| {float(row['features_scale']):.2f} | {row['below_dnc']} of {row['runs']}{diverged} "
+            f"| {losses} | {row['ranks']} | {row['equal_ranks']} | {row['srg_found']} |"
+        )
+    return "\n".join(lines)
+
+
+def main(config: Config) -> None:
+    """Collects the records named and writes README.md."""
+    if config.figure2:
+        names = (records.CONFIG, records.RUNS, records.FIGURE)
+        collect(Path(config.figure2), FIGURE2, names)
+    if config.initialisation:
+        names = (initialisation.CONFIG, initialisation.SUMMARY)
+        collect(Path(config.initialisation), INITIALISATION, names)
+    path = ROOT / "README.md"
+    path.write_text(render(path.read_text()))
+    print(f"Wrote {path.name}.")
+
+
+if __name__ == "__main__":
+    cli.launch(main, Config)

@@ -1,0 +1,145 @@
+"""The files of one run directory: written whole or not at all, and read back for figures."""
+
+import csv
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xarray
+
+CONFIG, METRICS, RUNS, RESULTS, FIGURE = (
+    "config.json",
+    "metrics.jsonl",
+    "runs.csv",
+    "results.nc",
+    "figure.png",
+)
+_PACKAGES = ("jax", "jaxlib", "numpy", "optax", "scipy")
+
+
+def claim(out: str, overwrite: bool) -> Path:
+    """Makes sure that a run may write into a directory, and creates it.
+
+    Args:
+      out: The directory.
+      overwrite: Whether to remove the files of an earlier run from it.
+
+    Raises:
+      ValueError: if it holds something already and must not be overwritten, or is not writable.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        present = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise ValueError(f"--out={out} cannot be used as a folder: {error.strerror}.") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out={out} is not writable; name another folder.")
+    if present and not overwrite:
+        raise ValueError(
+            f"--out={out} already holds {present[0]}; pass --overwrite or name another folder."
+        )
+    for name in (CONFIG, METRICS, RUNS, RESULTS, FIGURE):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, devices and the commit of the source."""
+    root = Path(__file__).parent
+    commit = _git(root, "rev-parse", "HEAD")
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "backend": jax.default_backend(),
+        "devices": sorted({device.device_kind for device in jax.devices()}),
+        "num_devices": jax.device_count(),
+        "commit": commit,
+        "uncommitted_changes": bool(_git(root, "status", "--porcelain")) if commit else None,
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """One JSON object."""
+    _replace(path, json.dumps(_plain(content), indent=2) + "\n")
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """One more line of a JSON Lines file, flushed at once."""
+    with path.open("a") as file:
+        file.write(json.dumps(_plain(content)) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One line a row under a header; floats in full, the undefined (NaN) empty."""
+    rows = [{name: _cell(value) for name, value in row.items()} for row in rows]
+    temporary = path.with_suffix(".partial")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def write_arrays(path: Path, arrays: xarray.Dataset) -> None:
+    """A netCDF file."""
+    temporary = path.with_suffix(".partial")
+    arrays.to_netcdf(temporary, engine="scipy")
+    os.replace(temporary, path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The flags of a run."""
+    return json.loads((folder / CONFIG).read_text())
+
+
+def read_runs(folder: Path) -> list[dict[str, str]]:
+    """The rows of runs.csv, as text."""
+    with (folder / RUNS).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_arrays(folder: Path) -> xarray.Dataset:
+    """The arrays of a run."""
+    return xarray.load_dataset(folder / RESULTS, engine="scipy")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _cell(value: Any) -> Any:
+    value = _plain(value)
+    return "" if value is None else repr(value) if isinstance(value, float) else value
+
+
+def _plain(value: Any) -> Any:
+    """JSON's types; what is not finite becomes null, which JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
