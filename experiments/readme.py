@@ -1,6 +1,7 @@
-"""Writes the measured parts of README.md, from records of runs.
+r"""Writes the measured parts of README.md, from records of runs.
 
-  python -m experiments.readme --figure2=results/dufm_training --initialisation=results/initialisation
+  python -m experiments.readme --figure2=results/dufm_training \
+      --initialisation=results/initialisation
 
 takes the records of finished runs into experiments/gallery, and without flags
 `python -m experiments.readme` writes README.md again from what is there.
@@ -42,12 +43,13 @@ def collect(source: Path, target: Path, names: tuple[str, ...]) -> None:
 
 def render(text: str) -> str:
     """README.md with its measured blocks written anew."""
-    for name, block in (("figure2", figure2()), ("initialisation", initialisation_table())):
+    blocks = {"figure2": figure2(), "initialisation": initialisation_table()}
+    for name, block in blocks.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         pattern = re.compile(f"{begin}.*{end}", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"README.md has no lines {begin} and {end} to write between.")
-        text = pattern.sub(lambda _, b=begin, e=end, t=block: f"{b}\n{t}\n{e}", text)
+        text = pattern.sub(f"{begin}\n{block}\n{end}".replace("\\", r"\\"), text)
     return text
 
 
@@ -104,7 +106,9 @@ def initialisation_table() -> str:
         "| --- | ---: | ---: | ---: | --- | --- | ---: | ---: |",
     ]
     for row in rows:
-        losses = " / ".join(f"{float(row[f'loss_{name}']):.4f}" for name in ("min", "median", "max"))
+        losses = " / ".join(
+            f"{float(row[f'loss_{name}']):.4f}" for name in ("min", "median", "max")
+        )
         diverged = f", {row['diverged']} diverged" if int(row["diverged"]) else ""
         lines.append(
             f"| {row['weights']} | {float(row['weights_scale']):.2f} "
@@ -117,11 +121,13 @@ def initialisation_table() -> str:
 def main(config: Config) -> None:
     """Collects the records named and writes README.md."""
     if config.figure2:
-        names = (records.CONFIG, records.RUNS, records.FIGURE)
-        collect(Path(config.figure2), FIGURE2, names)
+        collect(Path(config.figure2), FIGURE2, (records.CONFIG, records.RUNS, records.FIGURE))
     if config.initialisation:
-        names = (initialisation.CONFIG, initialisation.SUMMARY)
-        collect(Path(config.initialisation), INITIALISATION, names)
+        collect(
+            Path(config.initialisation),
+            INITIALISATION,
+            (initialisation.CONFIG, initialisation.SUMMARY),
+        )
     path = ROOT / "README.md"
     path.write_text(render(path.read_text()))
     print(f"Wrote {path.name}.")
