@@ -65,8 +65,7 @@ def minimise(loss: ScalarLoss) -> tuple[Float[Array, ""], Float[Array, ""]]:
     concave, and below L(0) / a, above which the regularisation alone exceeds L(0). That interval
     is scanned on a logarithmic grid, and the best bracket bisected on the sign of dL/dq.
 
-    The value can be differentiated: at a minimum only the explicit dependence on the decays
-    counts, so q is held constant.
+    Both results can be differentiated by what the loss depends on.
 
     Args:
       loss: L; its arrays may be traced, so this can be jitted and vmapped.
@@ -92,8 +91,10 @@ def minimise(loss: ScalarLoss) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
     bracket = grid[jnp.maximum(best - 1, 0)], grid[jnp.minimum(best + 1, _GRID_POINTS - 1)]
     left, right = jax.lax.fori_loop(0, _BISECTIONS, halve, bracket)
-    scale = jnp.exp((left + right) / 2)
-    positive = fixed(scale) < at_zero
-    # The inner `where` keeps the gradient of the branch not taken finite.
-    value = jnp.where(positive, loss(jnp.where(positive, scale, 1)), at_zero)
-    return jnp.where(positive, scale, 0), value
+    log_scale = (left + right) / 2
+    positive = fixed(jnp.exp(log_scale)) < at_zero
+    # One Newton step, which moves nothing but gives q the derivative of the implicit function.
+    curvature = jax.grad(fixed._log_slope)(log_scale)
+    step = loss._log_slope(log_scale) / jnp.where(positive, curvature, 1)
+    scale = jnp.exp(jnp.where(positive, log_scale - step, 0))
+    return jnp.where(positive, scale, 0), jnp.where(positive, loss(scale), at_zero)

@@ -227,7 +227,7 @@ def _truncated(problem: Problem, decay: Decay) -> Float[Array, ""]:
     whole = math.comb(order, 2)
     larger = Problem(whole, problem.samples_per_class, problem.widths)
     loss = srg_along_scale(larger, decay)
-    scale = jax.lax.stop_gradient(scalar.minimise(loss)[0])
+    scale, _ = scalar.minimise(loss)
     residuals = loss.residuals(scale)
     diagonal, adjacent, other = _projector_entries(order) @ residuals
     pairs = 2 * _adjacent_pairs(order, kept)

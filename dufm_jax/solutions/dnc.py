@@ -20,10 +20,10 @@ def build(problem: Problem, decay: Decay) -> Params:
 
     Args:
       problem: The sizes; every width must be at least K.
-      decay: The regularisation strengths; may be traced. The result has its dtype.
+      decay: The regularisation strengths; may be traced.
 
     Returns:
-      `Params` with the shapes of `problem`. Units beyond K are zero.
+      `Params` with the shapes of `problem`, in JAX's default float type. Units beyond K are zero.
 
     Raises:
       ValueError: if a width is below K or the decay does not fit the problem.

@@ -37,7 +37,7 @@ def build(problem: Problem, decay: Decay, construction: str = "auto") -> Params:
     Args:
       problem: The sizes: K >= 6, L >= 3, and widths that the construction fits in (see
         `graphs.srg_widths`).
-      decay: The regularisation strengths; may be traced. The result has its dtype.
+      decay: The regularisation strengths; may be traced.
       construction: "exact" for K = C(r, 2) (Definition 9); "block", an exact SRG solution of the
         most classes that are a binomial number beside a DNC solution of the rest (Definition
         11.1); "truncated", an exact solution for the next larger binomial number without the
@@ -45,7 +45,9 @@ def build(problem: Problem, decay: Decay, construction: str = "auto") -> Params:
         "auto", the one of least loss among those that apply. For K = C(r, 2) all are the same.
 
     Returns:
-      `Params` with the shapes of `problem`: the zero solution where no other scale is better.
+      `Params` with the shapes of `problem`, in JAX's default float type: the zero solution where
+      no other scale is better. Many of its units lie exactly on the kink of the ReLU, and it is
+      stationary in scale and in each W_l given the others rather than in every direction.
 
     Raises:
       ValueError: if K, L, a width, the decay or the construction does not fit.

@@ -1,0 +1,48 @@
+"""The README's commands, code and measured numbers are those that exist."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments import readme
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_quickstart_runs(capsys):
+    (code,) = [block for language, block in BLOCKS if language == "python"]
+    exec(compile(code, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    dnc_loss, srg_loss = map(float, lines[0].split())
+    assert lines[1] == f"{dnc_loss} [10, 10, 10]" or float(lines[1].split()[0]) == pytest.approx(
+        dnc_loss
+    )
+    assert lines[2].endswith("[5, 5, 5]")
+    assert srg_loss < dnc_loss
+    assert jax.config.jax_enable_x64
+
+
+def test_ci_calls_the_test_command():
+    commands = [block for language, block in BLOCKS if language == "bash"]
+    (command,) = [block.strip() for block in commands if "pytest" in block]
+    assert command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_measured_blocks_are_up_to_date():
+    assert readme.render(TEXT) == TEXT
+
+
+def test_paths_exist():
+    tree = next(block for _, block in BLOCKS if block.startswith("dufm_jax/"))
+    names = re.findall(r"^  (\S+)", tree, re.MULTILINE)
+    assert names
+    assert [name for name in names if not (ROOT / "dufm_jax" / name).exists()] == []
+    modules = re.findall(r"python -m experiments\.(\w+)", TEXT)
+    assert [name for name in modules if not (ROOT / f"experiments/{name}.py").exists()] == []
+    images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT)
+    assert images
+    assert [image for image in images if not (ROOT / image).exists()] == []

@@ -1,0 +1,322 @@
+"""A grid as one program equals its runs one by one, however it is cut into chunks and devices."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dufm_jax import dufm, metrics, sweep, training
+from dufm_jax.problem import Decay, Params, Problem
+
+PROBLEM = Problem(num_classes=3, samples_per_class=2, widths=(5, 4, 6))
+GRID = sweep.Grid.product((0, 3), (1e-3, 3e-2), (0.3, 0.2))
+SINGLE_RUN = {"rtol": 1e-4, "atol": 1e-5}  # Twenty steps in float32 of differently ordered sums.
+
+
+def init(problem: Problem, key: jax.Array, dtype: str = "float64") -> Params:
+    """In place of `dufm.init`, whose generator takes seconds to compile."""
+    shapes = problem.features_shape, *problem.weight_shapes
+    seed = jax.random.key_data(key)[-1]
+    features, *weights = (
+        jnp.sin(1.7 * seed + 3.1 * index + 11.0 * jnp.arange(np.prod(shape)) ** 1.3)
+        .reshape(shape)
+        .astype(dtype)
+        for index, shape in enumerate(shapes)
+    )
+    return Params(features, tuple(weights))
+
+
+single = functools.partial(init, dtype="float32")
+
+
+class Item(NamedTuple):
+    """What one `sweep.Progress` held when it came: the next one takes its buffers."""
+
+    step: np.ndarray
+    curves: sweep.Curves
+    state: training.State
+
+
+def run(grid: sweep.Grid = GRID, **options) -> list[Item]:
+    """All that `sweep.run` yields."""
+    options = {"num_steps": 20, "record_every": 5, "records_per_chunk": 2, "init": init} | options
+    progress = sweep.run(PROBLEM, grid, **options)
+    return [Item(item.step, item.curves, jax.device_get(item.state)) for item in progress]
+
+
+@functools.cache
+def baseline() -> list[Item]:
+    return run()
+
+
+def select(grid: sweep.Grid, index: slice) -> sweep.Grid:
+    return sweep.Grid(*(column[index] for column in grid))
+
+
+def curves(items: list[Item]) -> sweep.Curves:
+    """The records of all items, leaves [R, records, ...]."""
+    return jax.tree.map(
+        lambda *leaves: np.concatenate(leaves, axis=1), *(item.curves for item in items)
+    )
+
+
+def outcome(items: list[Item]) -> list[np.ndarray]:
+    """The last state and the curves, leaves [R, ...]."""
+    return jax.tree.leaves((items[-1].state, curves(items)))
+
+
+def assert_equal(left: list, right: list) -> None:
+    for one, other in zip(left, right, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def assert_close(left: list, right: list, **tolerance: float) -> None:
+    for one, other in zip(left, right, strict=True):
+        np.testing.assert_allclose(one, other, **tolerance)
+
+
+# --- The grid ----------------------------------------------------------------------------------
+
+
+def test_product_lists_all_combinations_seeds_first():
+    grid = sweep.Grid.product((5, 6), (0.1, 0.2), (1.0, 2.0))
+    assert grid.num_runs == 8
+    assert grid.seed.tolist() == [5, 6] * 4
+    assert grid.learning_rate.tolist() == [1, 1, 2, 2] * 2  # Then rates, then decays.
+    assert grid.weight_decay.tolist() == [0.1] * 4 + [0.2] * 4
+    assert grid.learning_rate.dtype == np.float64
+    assert np.issubdtype(grid.seed.dtype, np.integer)
+
+
+@pytest.mark.parametrize("empty", range(3))
+def test_an_empty_product_raises(empty):
+    columns = [(0,), (0.1,), (0.1,)]
+    columns[empty] = ()
+    with pytest.raises(ValueError, match="at least one seed") as caught:
+        sweep.Grid.product(*columns)
+    cases.assert_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["weight decay", "learning rate"])
+def test_bad_values_of_a_product_raise(name, value):
+    decays, rates = ((0.1, value), (0.1,)) if name == "weight decay" else ((0.1,), (0.1, value))
+    with pytest.raises(ValueError, match=f"every {name} must be positive") as caught:
+        sweep.Grid.product((0,), decays, rates)
+    cases.assert_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"num_steps": -1, "record_every": 5},
+        {"num_steps": 20, "record_every": 0},
+        {"num_steps": 20, "record_every": 5, "records_per_chunk": 0},
+    ],
+)
+def test_bad_numbers_of_steps_raise(numbers):
+    with pytest.raises(ValueError, match="must be at least 0, record_every") as caught:
+        next(sweep.run(PROBLEM, GRID, **numbers))
+    cases.assert_one_sentence(str(caught.value))
+
+
+# --- Runs together and alone -------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def run_alone(seed: int, decay: float, rate: float, dtype: str):
+    """One run without `sweep`: its last state, and its curves after 0, 5, ..., 20 steps."""
+    decay = Decay.uniform(decay, PROBLEM.depth)
+    params = init(PROBLEM, jax.random.key(seed), dtype)
+
+    rate = rate.astype(dtype)
+
+    def measure(params: Params, decay: Decay) -> sweep.Curves:
+        return sweep.measure_curves(params, PROBLEM, decay)
+
+    state, points = training.descend(
+        training.start(params, rate),
+        decay,
+        rate,
+        problem=PROBLEM,
+        num_records=4,
+        record_every=5,
+        measure=measure,
+    )
+    first = measure(params, decay)
+    return state, jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, points)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", {"rtol": 1e-10, "atol": 1e-12}), ("float32", SINGLE_RUN)]
+)
+def test_sweep_equals_looped_runs(dtype, tolerance):
+    items = baseline() if dtype == "float64" else run(init=single)
+    looped = [run_alone(*row, dtype=dtype) for row in zip(*GRID, strict=True)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *looped)
+    assert_close(outcome(items), jax.tree.leaves(stacked), **tolerance)
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(items[-1].state.params)}
+    assert dtypes == {dtype}  # Although x64 is on and the grid is in float64.
+    assert curves(items).dnc1.dtype == dtype
+
+
+def test_a_seed_names_the_same_run_alone_and_among_others():
+    index = slice(4, 5)
+    alone = run(select(GRID, index))
+    together = [leaf[index] for leaf in outcome(baseline())]
+    assert_close(outcome(alone), together, rtol=1e-11, atol=1e-13)
+
+
+def test_repetition_is_exact():
+    assert_equal(outcome(run()), outcome(baseline()))
+
+
+def test_each_column_of_the_grid_matters():
+    losses = curves(baseline()).fit[:, -1]
+    assert len(set(losses.tolist())) == GRID.num_runs
+
+
+def test_optimizer_is_passed_on():
+    optimizer = functools.partial(optax.sgd, momentum=0.9)
+    items = run(select(GRID, slice(0, 1)), optimizer=optimizer)
+    params = init(PROBLEM, jax.random.key(int(GRID.seed[0])))
+    state, _ = training.descend(
+        training.start(params, GRID.learning_rate[0], optimizer),
+        Decay.uniform(GRID.weight_decay[0], PROBLEM.depth),
+        GRID.learning_rate[0],
+        problem=PROBLEM,
+        num_records=1,
+        record_every=20,
+        measure=lambda params, decay: (),
+        optimizer=optimizer,
+    )
+    last = jax.tree.map(lambda leaf: leaf[0], items[-1].state)
+    assert_close(jax.tree.leaves(last), jax.tree.leaves(state), rtol=1e-10, atol=1e-12)
+
+
+# --- Chunks ------------------------------------------------------------------------------------
+
+
+def test_chunking_does_not_matter():
+    for records_per_chunk in (1, 10):
+        items = run(records_per_chunk=records_per_chunk)
+        assert_close(outcome(items), outcome(baseline()), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "record_every", "expected"),
+    [
+        (0, 5, [[0]]),
+        (1, 5, [[0], [1]]),
+        (7, 3, [[0], [3, 6], [7]]),
+    ],
+)
+def test_recorded_steps(num_steps, record_every, expected):
+    grid = select(GRID, slice(0, 1))
+    items = run(grid, num_steps=num_steps, record_every=record_every)
+    assert [item.step.tolist() for item in items] == expected
+    assert [item.state.step.tolist() for item in items] == [[steps[-1]] for steps in expected]
+    for item in items:  # Each item holds its own records, nothing that grows with the steps.
+        assert item.curves.fit.shape == (1, len(item.step))
+        assert item.curves.dnc1.shape == (1, len(item.step), PROBLEM.depth)
+
+
+def test_later_chunks_are_not_traced_again():
+    traces = []
+
+    def counted(rate):
+        traces.append(rate)
+        return optax.sgd(rate)
+
+    options = {"num_steps": 12, "record_every": 2, "records_per_chunk": 2, "init": init}
+    progress = sweep.run(PROBLEM, select(GRID, slice(0, 2)), optimizer=counted, **options)
+    next(progress)
+    next(progress)
+    after_the_first_chunk = len(traces)
+    assert after_the_first_chunk > 1
+    assert len(list(progress)) == 2
+    assert len(traces) == after_the_first_chunk
+
+
+# --- What is recorded --------------------------------------------------------------------------
+
+
+trace_ratio = jax.jit(metrics.trace_ratio, static_argnums=1)
+loss_terms = jax.jit(dufm.loss_terms, static_argnums=1)
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_curves_are_those_of_the_state(index):
+    item = baseline()[index]
+    for run_index in (0, 5):
+        one = jax.tree.map(lambda leaf, i=run_index: leaf[i], item.state.params)
+        features, *hidden = one.features, *one.weights[:-1]
+        layers = [features]
+        for weight in hidden:
+            layers.append(np.maximum(weight @ layers[-1], 0))
+        decay = Decay.uniform(GRID.weight_decay[run_index], PROBLEM.depth)
+        point = jax.tree.map(lambda leaf, i=run_index: leaf[i, -1], item.curves)
+        assert_close(point[:2], loss_terms(one, PROBLEM, decay), **cases.EXACT)
+        dnc1 = [trace_ratio(layer, PROBLEM.num_classes) for layer in layers]
+        np.testing.assert_allclose(point.dnc1, dnc1, **cases.EXACT)
+
+
+def first_divergence(seed: int, decay: float, rate: float) -> int:
+    """The first step with a loss that is not finite, in a plain loop."""
+    loss = jax.jit(jax.value_and_grad(dufm.objective), static_argnums=1)
+    arrays, decay = init(PROBLEM, jax.random.key(seed)), Decay.uniform(decay, PROBLEM.depth)
+    for step in range(20):
+        value, gradient = loss(arrays, PROBLEM, decay)
+        if not np.isfinite(value):
+            return step
+        arrays = jax.tree.map(lambda p, g: p - rate * g, arrays, gradient)
+    return training.ALIVE
+
+
+def test_a_diverging_run_is_marked_and_leaves_the_others_alone():
+    # At this rate the first step makes each array about 1e30 and the loss finite, the second not.
+    bad = 1e30
+    calm, wild = select(GRID, slice(0, 2)), sweep.Grid.product((7,), (1e-3,), (bad,))
+    mixed = sweep.Grid(*(np.insert(a, 1, b[0]) for a, b in zip(calm, wild, strict=True)))
+    items = run(mixed)
+    expected = first_divergence(7, 1e-3, bad)
+    assert expected == 2
+    assert items[-1].state.diverged_at.tolist() == [training.ALIVE, expected, training.ALIVE]
+    assert not np.isfinite(curves(items).fit[1, -1])
+    others = [leaf[[0, 2]] for leaf in outcome(items)]
+    assert_close(others, [leaf[:2] for leaf in outcome(baseline())], rtol=1e-11, atol=1e-13)
+
+
+# --- Devices -----------------------------------------------------------------------------------
+
+_ON_DEVICES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import jax
+jax.config.update("jax_num_cpu_devices", 3)
+jax.config.update("jax_enable_x64", True)
+import numpy as np
+import test_sweep as t
+assert jax.local_device_count() == 3
+four, two = (t.outcome(t.run(t.select(t.GRID, slice(0, count)))) for count in (4, 2))
+np.savez(sys.argv[2], *four, *two)
+"""
+
+
+def test_runs_on_several_devices_equal_those_on_one(tmp_path):
+    # Four runs need six places, of which two are padding; two runs need two of the devices.
+    path = tmp_path / "runs.npz"
+    command = [sys.executable, "-c", _ON_DEVICES, str(Path(__file__).parent), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    saved = list(np.load(path).values())
+    expected = [leaf[:count] for count in (4, 2) for leaf in outcome(baseline())]
+    assert_close(saved, expected, rtol=1e-11, atol=1e-13)
