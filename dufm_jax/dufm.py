@@ -21,7 +21,7 @@ Nonlinearity = Callable[[Array], Array]
 # One nonlinearity for every hidden layer, or one for each of the layers 2, ..., L.
 Nonlinearities = Nonlinearity | Sequence[Nonlinearity]
 
-DISTRIBUTIONS = ("normal", "uniform", "orthogonal")
+DISTRIBUTIONS = ("orthogonal", "normal", "uniform")
 
 
 def relu(values: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -63,23 +63,23 @@ def init(
     *,
     features_scale: ArrayLike = 1.0,
     weights_scale: ArrayLike = 1.0,
-    distribution: str = "normal",
+    distribution: str = "orthogonal",
     dtype: jax.typing.DTypeLike = float,
 ) -> Params:
-    """Random parameters: H_1 ~ N(0, a^2) and W_l ~ N(0, b^2 / d_l), entry by entry.
+    """Random parameters: H_1 ~ N(0, a^2) and, by default, orthogonal W_l times b.
 
-    The paper does not state its initialisation, and the scales decide which solution gradient
-    descent finds; the README reports how. The draw is made in float32 and then converted, so that
-    a key names the same starting point in every precision.
+    The paper does not state its initialisation, and that decides which solution gradient descent
+    finds: the README reports how, and why this is the default. The draw is made in float32 and then
+    converted, so that a key names the same starting point in every precision.
 
     Args:
       problem: The sizes.
       key: A `jax.random.key`.
       features_scale: a, the standard deviation of the entries of H_1.
-      weights_scale: b; at b = 1 a layer keeps the mean square of its input, at b = 3**-0.5 the
-        entries have the variance of PyTorch's `Linear`.
-      distribution: Of the weights: "normal", "uniform" of the same variance, or "orthogonal"
-        (b times a matrix with orthonormal rows or columns).
+      weights_scale: b. At b = 1 a layer keeps the mean square of its input; at b = 3**-0.5 the
+        entries of W_l have the variance of PyTorch's `Linear`.
+      distribution: Of W_l: "orthogonal", b times a uniformly random matrix with orthonormal rows or
+        columns, or entries "normal" or "uniform" of variance b^2 / d_l.
       dtype: The type of the parameters; by default JAX's default float.
 
     Raises:

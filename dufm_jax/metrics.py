@@ -8,8 +8,10 @@ Features are [d, N], their columns samples, class by class with n = N / K each. 
 
 a class is collapsed (DNC1, Definition 1) where \Sigma_W = 0. Every rank and pseudo-inverse takes a
 tolerance, relative to the largest singular value: the class means of a low-rank solution are rank
-deficient, and a cut-off at rounding level turns rounding into signal. All functions can be jitted
-and vmapped; measure in float64 where the answer is close to a cut-off.
+deficient, and a cut-off at rounding level turns rounding into signal. Measure in
+float64 where the answer is close to a cut-off. All functions can be jitted, and vmapped on
+accelerators; on CPUs map them by `jax.lax.map` or a loop, since XLA can wait forever for a batched
+singular value decomposition.
 """
 
 from typing import NamedTuple

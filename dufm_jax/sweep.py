@@ -145,11 +145,8 @@ def run(
     padded = np.minimum(np.arange(-(-count // mesh.size) * mesh.size), count - 1)
     seeds, decays, rates = (column[padded] for column in grid)
 
-    # On one device: the orthogonal draws call LAPACK, which on several CPU devices at once waits
-    # for threads that the devices hold, forever.
-    @jax.jit
-    @jax.vmap
-    def begin(seed: Array, decay: Array, rate: Array) -> tuple[training.State, Curves]:
+    def begin(run: tuple[Array, Array, Array]) -> tuple[training.State, Curves]:
+        seed, decay, rate = run
         params = init(problem, jax.random.key(seed))
         state = training.start(params, rate.astype(params.features.dtype), optimizer)
         point = measure_curves(params, problem, Decay.uniform(decay, depth), nonlinearity)
@@ -181,7 +178,9 @@ def run(
         kept = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], curves)
         return Progress(np.array(step), state, kept)
 
-    state, curves = begin(seeds, decays, rates)
+    # On one device, one run after the other: the orthogonal draws call LAPACK, which XLA:CPU can
+    # wait for forever when it is batched.
+    state, curves = jax.jit(functools.partial(jax.lax.map, begin))((seeds, decays, rates))
     state = jax.device_put(state, by_run)
     yield progress([0], state, curves)
     done = 0

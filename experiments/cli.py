@@ -60,7 +60,13 @@ def launch(
         except ValueError as error:
             raise SystemExit(f"error: {error}") from error
 
-    app.run(with_config)
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            raise SystemExit(f"error: {error}.") from error
+
+    app.run(with_config, flags_parser=parse)
 
 
 class _FloatsParser(flags.ArgumentParser):

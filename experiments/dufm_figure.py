@@ -64,7 +64,8 @@ def _draw_dnc1(axis: plt.Axes, runs: xarray.Dataset) -> None:
         _band(axis, runs.step.values, values, f"C{index}", f"$H_{layer}$", log=True)
     axis.set(xlabel="step", ylabel=r"DNC1: tr $\Sigma_W$ / tr $\Sigma_B$", yscale="log")
     _step_axis(axis, runs.step.values)
-    axis.legend(fontsize=8)
+    if axis.lines:
+        axis.legend(fontsize=8)
 
 
 def _draw_singular_values(axis: plt.Axes, runs: xarray.Dataset) -> None:
@@ -72,6 +73,9 @@ def _draw_singular_values(axis: plt.Axes, runs: xarray.Dataset) -> None:
         values = runs.singular_values.values[:, index]
         ranks = np.arange(1, values.shape[1] + 1)
         _band(axis, ranks, values, f"C{index}", f"$M_{layer}$", marker="o")
+    before = runs.singular_values_before.values[:, -1]
+    label = rf"$\tilde{{M}}_{layer}$, before ReLU"
+    _band(axis, ranks, before, "C7", label, marker="o")
     axis.set(
         xlabel="index", ylabel="singular value at the end", xticks=ranks[:: 1 + len(ranks) // 16]
     )
@@ -82,7 +86,11 @@ def _draw_singular_values(axis: plt.Axes, runs: xarray.Dataset) -> None:
 def _band(axis, x, values, color, label, log=False, marker=None) -> None:
     """The mean over runs and one standard deviation around it; values [run, x]."""
     if log:
-        values = np.log10(np.where(values > 0, values, np.nan))
+        values = np.log10(values, where=values > 0, out=np.full(values.shape, np.nan))
+    shown = np.isfinite(values).any(axis=0)
+    if not shown.any():
+        return
+    x, values = x[shown], values[:, shown]
     middle, spread = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
     low, high = middle - spread, middle + spread
     if log:

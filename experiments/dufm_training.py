@@ -32,7 +32,7 @@ import numpy as np
 import tqdm
 import xarray
 
-from dufm_jax import Decay, Problem, dufm, metrics, structure, sweep, theory, training
+from dufm_jax import Decay, Params, Problem, dufm, metrics, structure, sweep, theory, training
 from experiments import cli, dufm_figure, records
 
 _RECORDS = 400  # Recorded points where --record_every is not given.
@@ -119,8 +119,10 @@ def run(config: Config) -> list[dict[str, Any]]:
     del settings["overwrite"], settings["out"]
     records.write_json(folder / records.CONFIG, settings | records.environment())
     steps, state, curves = _train(config, folder)
-    rows, arrays = _summarise(config, steps, state, curves)
+    measured = _measure(config, state)
+    arrays = _arrays(config, steps, state, curves, measured)
     records.write_arrays(folder / records.RESULTS, arrays)
+    rows = _rows(config, state, measured)
     records.write_csv(folder / records.RUNS, rows)
     return rows
 
@@ -178,110 +180,107 @@ def _reference_losses(config: Config) -> dict[str, dict[float, float]]:
     return losses
 
 
-def _summarise(
-    config: Config, steps: np.ndarray, state: training.State, curves: sweep.Curves
-) -> tuple[list[dict[str, Any]], xarray.Dataset]:
-    """The rows of runs.csv and the arrays of results.nc."""
-    problem, grid, depth = config.problem, config.grid, config.depth
+def _measure(config: Config, state: training.State) -> list[metrics.Metrics]:
+    """The measures of each run at the end, in float64."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
 
-    def measure(params, decay):
-        return metrics.measure(
-            params,
-            problem,
-            Decay.uniform(decay, depth),
-            rank_tolerance=config.rank_tolerance,
-        )
+    @jax.jit
+    def measure(params: Params, decay: jax.Array) -> metrics.Metrics:
+        decays = Decay.uniform(decay, config.depth)
+        return metrics.measure(params, config.problem, decays, rank_tolerance=config.rank_tolerance)
 
-    measured = jax.device_get(jax.jit(jax.vmap(measure))(params, grid.weight_decay))
+    # In a loop, since XLA:CPU can wait forever for a batched singular value decomposition.
+    return [
+        jax.device_get(measure(jax.tree.map(lambda leaf, i=index: leaf[i], params), decay))
+        for index, decay in enumerate(config.grid.weight_decay)
+    ]
+
+
+def _rows(
+    config: Config, state: training.State, measured: Sequence[metrics.Metrics]
+) -> list[dict[str, Any]]:
+    """The rows of runs.csv; a run that diverged has no losses, ranks or distances."""
     references = _reference_losses(config)
-    diverged_at = np.asarray(state.diverged_at)
     rows = []
-    for index in range(grid.num_runs):
-        one = jax.tree.map(lambda leaf, i=index: leaf[i], measured)
-        decay = float(grid.weight_decay[index])
-        loss = float(one.fit + one.regularisation)
-        reference = {name: values[decay] for name, values in references.items()}
-        distances = [structure.srg_distance(layer.gram) for layer in one.after[1:-1]]
-        diverged = int(diverged_at[index])
+    for seed, decay, rate, diverged_at, one in zip(
+        *config.grid, np.asarray(state.diverged_at), measured, strict=True
+    ):
+        loss = one.fit + one.regularisation
+        dnc_loss, srg_loss = (references[name][decay] for name in ("dnc_loss", "srg_loss"))
+        alive = math.isfinite(loss)
+        after = list(enumerate(one.after, start=1))
+        distances = [structure.srg_distance(np.asarray(layer.gram)) for layer in one.after[1:-1]]
         row = {
-            "seed": int(grid.seed[index]),
+            "seed": seed,
             "weight_decay": decay,
-            "learning_rate": float(grid.learning_rate[index]),
+            "learning_rate": rate,
             "steps": config.num_steps,
-            "diverged_at": None if diverged == training.ALIVE else diverged,
+            "diverged_at": None if diverged_at == training.ALIVE else diverged_at,
             "loss": loss,
             "fit": one.fit,
             "regularisation": one.regularisation,
-            **reference,
-            "below_dnc": loss < reference["dnc_loss"],
+            "dnc_loss": dnc_loss,
+            "srg_loss": srg_loss,
+            "below_dnc": loss < dnc_loss if alive and math.isfinite(dnc_loss) else None,
             "srg_distance": max(distances, default=math.nan),
         }
-        # A run that diverged has no ranks.
-        alive = math.isfinite(loss)
-        row |= {f"rank_{n}": layer.rank if alive else None for n, layer in _layers(one.after)[1:]}
+        row |= {f"rank_{n}": layer.rank if alive else None for n, layer in after[1:]}
         row |= {
             f"rank_before_{n}": layer.rank if alive else None
-            for n, layer in _layers(one.before, first=2)
+            for n, layer in enumerate(one.before, start=2)
         }
         for name in ("dnc1", "spectral_gap", "condition_number", "orthogonal_frame_distance"):
-            row |= {f"{name}_{n}": getattr(layer, name) for n, layer in _layers(one.after)}
-        row |= {
-            "balance_residual": one.balance_residual,
-            "gradient_norm": one.gradient_norm,
-        }
-        rows.append(row)
+            row |= {f"{name}_{n}": getattr(layer, name) for n, layer in after}
+        row |= {"balance_residual": one.balance_residual, "gradient_norm": one.gradient_norm}
+        rows.append({name: np.asarray(value).item() for name, value in row.items()})
+    return rows
 
-    def stack(layers, name):
-        return np.stack([getattr(layer, name) for layer in layers], axis=1)
 
-    def per_run(name):
-        return "run", np.array([math.nan if row[name] is None else row[name] for row in rows])
+def _arrays(
+    config: Config,
+    steps: np.ndarray,
+    state: training.State,
+    curves: sweep.Curves,
+    measured: Sequence[metrics.Metrics],
+) -> xarray.Dataset:
+    """The arrays of results.nc; layers are 1 to L after the ReLU, hidden 2 to L before it."""
+    layer, hidden = ("run", "layer"), ("run", "hidden")
 
-    arrays = xarray.Dataset(
+    def stack(stage: str, name: str) -> np.ndarray:
+        runs = [[getattr(one, name) for one in getattr(run, stage)] for run in measured]
+        return np.array(runs)
+
+    *hidden_weights, last_weights = map(np.asarray, state.params.weights)
+    references = _reference_losses(config)
+    return xarray.Dataset(
         data_vars={
             "fit": (("run", "step"), curves.fit),
             "regularisation": (("run", "step"), curves.regularisation),
             "dnc1": (("run", "step", "layer"), curves.dnc1),
-            "dnc_loss": per_run("dnc_loss"),
-            "srg_loss": per_run("srg_loss"),
-            "singular_values": (
-                ("run", "layer", "index"),
-                stack(measured.after, "singular_values"),
-            ),
-            "singular_values_before": (
-                ("run", "hidden", "index"),
-                stack(measured.before, "singular_values"),
-            ),
-            "class_means": (
-                ("run", "layer", "unit", "class"),
-                stack(measured.after, "class_means"),
-            ),
-            "class_means_before": (
-                ("run", "hidden", "unit", "class"),
-                stack(measured.before, "class_means"),
-            ),
+            "singular_values": ((*layer, "index"), stack("after", "singular_values")),
+            "singular_values_before": ((*hidden, "index"), stack("before", "singular_values")),
+            "class_means": ((*layer, "unit", "class"), stack("after", "class_means")),
+            "class_means_before": ((*hidden, "unit", "class"), stack("before", "class_means")),
             "features": (("run", "unit", "sample"), np.asarray(state.params.features)),
-            "hidden_weights": (
-                ("run", "hidden", "unit", "input"),
-                np.stack([np.asarray(leaf) for leaf in state.params.weights[:-1]], axis=1),
-            ),
-            "last_weights": (("run", "class", "unit"), np.asarray(state.params.weights[-1])),
+            "hidden_weights": ((*hidden, "unit", "input"), np.stack(hidden_weights, axis=1)),
+            "last_weights": (("run", "class", "unit"), last_weights),
+            **{
+                name: ("run", np.array([losses[decay] for decay in config.grid.weight_decay]))
+                for name, losses in references.items()
+            },
         },
         coords={
-            "seed": ("run", grid.seed.astype(np.int32)),
-            "weight_decay": ("run", grid.weight_decay),
-            "learning_rate": ("run", grid.learning_rate),
+            "seed": ("run", config.grid.seed.astype(np.int32)),
+            "weight_decay": ("run", config.grid.weight_decay),
+            "learning_rate": ("run", config.grid.learning_rate),
             "step": steps.astype(np.int32),
-            "layer": np.arange(1, depth + 1, dtype=np.int32),
-            "hidden": np.arange(2, depth + 1, dtype=np.int32),
+            "layer": np.arange(1, config.depth + 1, dtype=np.int32),
+            "hidden": np.arange(2, config.depth + 1, dtype=np.int32),
         },
     )
-    return rows, arrays
 
 
-def _layers(layers: Sequence[Any], first: int = 1) -> list[tuple[int, Any]]:
-    return list(enumerate(layers, start=first))
+_ANSWERS = {True: "yes", False: "no", None: "-"}
 
 
 def table(rows: Sequence[dict[str, Any]], depth: int) -> str:
@@ -299,7 +298,7 @@ def table(rows: Sequence[dict[str, Any]], depth: int) -> str:
             excess = row["loss"] / row["srg_loss"] - 1
             end = (
                 f"{row['loss']:.6f}  {after:<15s} {before:<12s} "
-                f"{'yes' if row['below_dnc'] else 'no':<10s} {excess:+10.4f}  "
+                f"{_ANSWERS[row['below_dnc']]:<10s} {excess:+10.4f}  "
                 f"{row['srg_distance']:11.4f}"
             )
         lines.append(

@@ -1,5 +1,6 @@
 """The files of one run directory: written whole or not at all, and read back for figures."""
 
+import contextlib
 import csv
 import importlib.metadata
 import json
@@ -7,7 +8,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """One JSON object."""
-    _replace(path, json.dumps(_plain(content), indent=2) + "\n")
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(_plain(content), indent=2) + "\n")
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
@@ -90,19 +92,16 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One line a row under a header; floats in full, the undefined (NaN) empty."""
     rows = [{name: _cell(value) for name, value in row.items()} for row in rows]
-    temporary = path.with_suffix(".partial")
-    with temporary.open("w", newline="") as file:
+    with _replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def write_arrays(path: Path, arrays: xarray.Dataset) -> None:
     """A netCDF file."""
-    temporary = path.with_suffix(".partial")
-    arrays.to_netcdf(temporary, engine="scipy")
-    os.replace(temporary, path)
+    with _replacing(path) as temporary:
+        arrays.to_netcdf(temporary, engine="scipy")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -121,10 +120,15 @@ def read_arrays(folder: Path) -> xarray.Dataset:
     return xarray.load_dataset(folder / RESULTS, engine="scipy")
 
 
-def _replace(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path`, or is gone if that fails."""
     temporary = path.with_suffix(".partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _cell(value: Any) -> Any:
@@ -136,10 +140,10 @@ def _plain(value: Any) -> Any:
     """JSON's types; what is not finite becomes null, which JSON has no number for."""
     if isinstance(value, Mapping):
         return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -289,7 +289,7 @@ def test_init_distributions(key):
     uniform = dufm.init(LARGE, key, distribution="uniform").weights[0]
     edge = np.sqrt(3 / uniform.shape[1])
     assert 0.99 * edge < np.max(np.abs(uniform)) <= edge
-    normal = dufm.init(LARGE, key).weights[0] * np.sqrt(uniform.shape[1])
+    normal = dufm.init(LARGE, key, distribution="normal").weights[0] * np.sqrt(uniform.shape[1])
     # The normal draw is not truncated, and has a normal's fourth moment.
     assert np.max(np.abs(normal)) > 3.5
     np.testing.assert_allclose(np.mean(normal**4), 3, rtol=0.1)
@@ -335,9 +335,9 @@ def test_init_draws_each_layer_anew(key):
     assert not np.any(weights[1] == weights[2])
 
 
-def test_init_vmaps_over_keys(key):
+def test_init_maps_over_keys(key):
     keys = jax.random.split(key, 2)
-    mapped = jax.vmap(lambda key: dufm.init(PROBLEM, key))(keys)
+    mapped = jax.lax.map(lambda key: dufm.init(PROBLEM, key), keys)
     looped = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *[dufm.init(PROBLEM, key) for key in keys]
     )

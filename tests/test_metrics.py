@@ -399,11 +399,11 @@ def test_ranks_of_a_larger_srg_solution(dtype):
     assert ranks == [[5, 5], [5, 5], [5, 10]]
 
 
-def test_measure_vmaps():
+def test_measure_maps():
     solutions = [cases.build_dnc(PROBLEM, DECAY), cases.build_srg(PROBLEM, DECAY)]
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *solutions)
     decays = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), DECAY)
-    together = jax.jit(jax.vmap(_measure))(batch, decays)
+    together = jax.lax.map(lambda run: _measure(*run), (batch, decays))
     alone = jax.tree.map(lambda *leaves: np.stack(leaves), measured("dnc"), measured("srg"))
 
     def smooth(result: metrics.Metrics) -> list:

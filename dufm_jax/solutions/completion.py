@@ -76,8 +76,11 @@ def complete(
     ratios = jnp.sqrt(term / map_costs)
     top = second_scale * jnp.prod(ratios)
     width = np.linalg.matrix_rank(shapes[0], tol=_RANK_TOLERANCE)
-    first, means = linalg.balanced_factorisation(
-        second_scale * shapes[0], decay.weights[0], features_decay, int(width)
+    first, means = (
+        jnp.sqrt(second_scale) * factor
+        for factor in linalg.balanced_factorisation(
+            jnp.asarray(shapes[0]), decay.weights[0], features_decay, int(width)
+        )
     )
     between = tuple(ratio * entry for ratio, entry in zip(ratios, maps, strict=True))
     inverses = top * values / (top**2 * values**2 + ridge)
