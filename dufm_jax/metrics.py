@@ -79,6 +79,12 @@ def trace_ratio(features: Float[Array, "d N"], num_classes: int) -> Float[Array,
     return within / jnp.mean(jnp.sum(_centre_means(means) ** 2, axis=0))
 
 
+def _inverse_squares(values: Float[Array, " k"], tolerance: ArrayLike) -> Float[Array, " k"]:
+    """1 / s^2 of the singular values above the cut-off, and 0 of the others."""
+    kept = values > tolerance * values[0]
+    return jnp.where(kept, 1 / jnp.where(kept, values, 1) ** 2, 0)
+
+
 @linalg.full_precision
 def pseudo_inverse_ratio(
     features: Float[Array, "d N"], num_classes: int, tolerance: ArrayLike
@@ -93,12 +99,10 @@ def pseudo_inverse_ratio(
     """
     means, deviations = centre_classes(features, num_classes)
     left, values, _ = jnp.linalg.svd(_centre_means(means), full_matrices=False)
-    kept = values > tolerance * values[0]
-    inverse_squares = jnp.where(kept, 1 / jnp.where(kept, values, 1) ** 2, 0)
     components = left.T @ deviations.reshape(deviations.shape[0], -1)
     within = jnp.mean(components**2, axis=1)
     # \Sigma_B has the eigenvalues values^2 / K, which cancels the division by K.
-    return jnp.sum(within * inverse_squares)
+    return jnp.sum(within * _inverse_squares(values, tolerance))
 
 
 def printed_ratio(
@@ -113,10 +117,8 @@ def printed_ratio(
     """
     means, deviations = centre_classes(features, num_classes)
     values = singular_values(_centre_means(means))
-    kept = values > tolerance * values[0]
-    inverse_squares = jnp.where(kept, 1 / jnp.where(kept, values, 1) ** 2, 0)
     within = jnp.mean(jnp.sum(deviations**2, axis=0))
-    return within / (num_classes * jnp.sum(inverse_squares))
+    return within / (num_classes * jnp.sum(_inverse_squares(values, tolerance)))
 
 
 def dnc1(

@@ -24,7 +24,7 @@ from cases import (
     norm,
 )
 
-from dufm_jax import dufm, graphs, linalg
+from dufm_jax import dufm, graphs, linalg, theory
 from dufm_jax.problem import Decay, Problem
 from dufm_jax.solutions import dnc, srg
 
@@ -382,31 +382,36 @@ def test_wider_layers_are_padded_with_zeros():
 
 # --- What raises -------------------------------------------------------------------------------
 
+# Builders and closed forms refuse the same.
+DNC = (dnc.build, theory.dnc_loss)
+SRG = (srg.build, theory.srg_loss)
+
 
 @pytest.mark.parametrize(
-    ("build", "sizes", "arguments", "message"),
+    ("functions", "sizes", "arguments", "message"),
     [
-        (dnc.build, (4, 1, (4, 3, 4)), (), r"DNC .*\(4, 4, 4\), got \(4, 3, 4\)"),
-        (srg.build, (5, 1, (9, 9, 9)), (), "at least 6 classes, got 5"),
-        (srg.build, (6, 1, (9, 9)), (), "depth of at least 3, got 2"),
-        (srg.build, (6, 1, (4, 3, 6)), (), r"\(4, 4, 6\), got \(4, 3, 6\)"),
-        (srg.build, (7, 1, (5, 5, 9)), ("truncated",), r"truncated .*\(5, 5, 10\)"),
-        (srg.build, (14, 1, (8, 9, 15)), ("block",), r"block .*\(9, 9, 14\)"),
-        (srg.build, (7, 1, (9, 9, 10)), ("exact",), "exact .*got 7"),
-        (srg.build, (6, 1, (9, 9, 9)), ("square",), "construction must be one of .*square"),
+        (DNC, (4, 1, (4, 3, 4)), (), r"DNC .*\(4, 4, 4\), got \(4, 3, 4\)"),
+        (SRG, (5, 1, (9, 9, 9)), (), "at least 6 classes, got 5"),
+        (SRG, (6, 1, (9, 9)), (), "depth of at least 3, got 2"),
+        (SRG, (6, 1, (4, 3, 6)), (), r"\(4, 4, 6\), got \(4, 3, 6\)"),
+        (SRG, (7, 1, (5, 5, 9)), ("truncated",), r"truncated .*\(5, 5, 10\)"),
+        (SRG, (14, 1, (8, 9, 15)), ("block",), r"block .*\(9, 9, 14\)"),
+        (SRG, (7, 1, (9, 9, 10)), ("exact",), "exact .*got 7"),
+        (SRG, (6, 1, (9, 9, 9)), ("square",), "construction must be one of .*square"),
     ],
 )
-def test_what_does_not_fit_raises(build, sizes, arguments, message):
+def test_what_does_not_fit_raises(functions, sizes, arguments, message):
     problem = Problem(*sizes)
-    with pytest.raises(ValueError, match=message) as error:
-        build(problem, Decay.uniform(1e-3, problem.depth), *arguments)
-    assert_one_sentence(str(error.value))
+    for function in functions:
+        with pytest.raises(ValueError, match=message) as error:
+            function(problem, Decay.uniform(1e-3, problem.depth), *arguments)
+        assert_one_sentence(str(error.value))
 
 
-@pytest.mark.parametrize("build", [dnc.build, srg.build])
-def test_a_decay_that_does_not_fit_raises(build):
+@pytest.mark.parametrize("function", [*DNC, *SRG])
+def test_a_decay_that_does_not_fit_raises(function):
     problem = Problem.with_width(num_classes=6, samples_per_class=1, depth=3, width=6)
     with pytest.raises(ValueError, match=r"\(3,\) are needed"):
-        build(problem, Decay.uniform(1e-3, 4))
+        function(problem, Decay.uniform(1e-3, 4))
     with pytest.raises(ValueError, match="positive and finite"):
-        build(problem, Decay(features=jnp.asarray(-1.0), weights=jnp.ones(3)))
+        function(problem, Decay(features=jnp.asarray(-1.0), weights=jnp.ones(3)))

@@ -407,37 +407,6 @@ def test_within_class_bound_outside_its_domain_raises():
         assert_one_sentence(str(error.value))
 
 
-# --- What raises -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("loss", "sizes", "arguments", "message"),
-    [
-        (theory.dnc_loss, (4, 1, (4, 3, 4)), (), r"DNC .*\(4, 4, 4\), got \(4, 3, 4\)"),
-        (theory.srg_loss, (5, 1, (9, 9, 9)), (), "at least 6 classes, got 5"),
-        (theory.srg_loss, (6, 1, (9, 9)), (), "depth of at least 3, got 2"),
-        (theory.srg_loss, (6, 1, (4, 3, 6)), (), r"\(4, 4, 6\), got \(4, 3, 6\)"),
-        (theory.srg_loss, (7, 1, (5, 5, 9)), ("truncated",), r"truncated .*\(5, 5, 10\)"),
-        (theory.srg_loss, (14, 1, (8, 9, 15)), ("block",), r"block .*\(9, 9, 14\)"),
-        (theory.srg_loss, (7, 1, (9, 9, 10)), ("exact",), "exact .*got 7"),
-        (theory.srg_loss, (6, 1, (9, 9, 9)), ("square",), "construction must be one of .*square"),
-    ],
-)
-def test_what_does_not_fit_raises(loss, sizes, arguments, message):
-    problem = Problem(*sizes)
-    with pytest.raises(ValueError, match=message) as error:
-        loss(problem, Decay.uniform(1e-3, problem.depth), *arguments)
-    assert_one_sentence(str(error.value))
-
-
-@pytest.mark.parametrize("loss", [theory.dnc_loss, theory.srg_loss])
-def test_a_decay_that_does_not_fit_raises(loss):
-    with pytest.raises(ValueError, match=r"\(3,\) are needed"):
-        loss(_square(6, 3), Decay.uniform(1e-3, 4))
-    with pytest.raises(ValueError, match="positive and finite"):
-        loss(_square(6, 3), Decay(features=jnp.asarray(-1.0), weights=jnp.ones(3)))
-
-
 # --- Random problems ---------------------------------------------------------------------------
 
 _objective = jax.jit(dufm.objective, static_argnums=1)
