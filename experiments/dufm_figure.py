@@ -30,7 +30,7 @@ def draw(folder: Path) -> Path:
         runs = arrays.isel(run=(settings == group).all(axis=1))
         finite = np.isfinite(runs.fit.values[:, -1])
         alive = runs.isel(run=finite)
-        title = f"decay {group[0]:g}, learning rate {group[1]:g}, {finite.sum()} runs"
+        title = f"decay {group[0]:g}, learning rate {group[1]:g}, runs: {finite.sum()}"
         if not finite.all():
             title += f" ({(~finite).sum()} diverged)"
         row[1].set_title(title, fontsize=10)
@@ -53,7 +53,9 @@ def _draw_loss(axis: plt.Axes, runs: xarray.Dataset) -> None:
             label = f"{name.upper()} {value:.4f}"
             axis.axhline(value, color=color, linestyle="--", linewidth=1.2, label=label)
     low = min(loss[:, -1].min(), float(runs.srg_loss.fillna(np.inf).min()))
-    axis.set(xlabel="step", ylabel="training loss", ylim=(0.9 * low, 0.55))
+    axis.set(
+        xlabel="step", ylabel="training loss", ylim=(0.9 * low, max(0.55, 1.5 * loss[:, -1].max()))
+    )
     _step_axis(axis, runs.step.values)
     axis.legend(fontsize=8)
 

@@ -81,9 +81,9 @@ class Config:
                 f"--record_every must be between 1 and the {self.num_steps} steps, or 0 for "
                 f"{_RECORDS} records, got {self.record_every}."
             )
-        if not (self.first_seed >= 0 and self.first_seed + self.num_seeds <= 2**32):
+        if not (self.first_seed >= 0 and self.first_seed + self.num_seeds <= 2**31):
             raise ValueError(
-                f"--first_seed must be at least 0 and seeds below 2**32, got {self.first_seed}."
+                f"--first_seed must be at least 0 and seeds below 2**31, got {self.first_seed}."
             )
         for name in ("features_scale", "weights_scale"):
             value = getattr(self, name)
@@ -296,11 +296,13 @@ def table(rows: Sequence[dict[str, Any]], depth: int) -> str:
                 " ".join(str(row[f"{name}_{layer}"]) for layer in range(2, depth + 1))
                 for name in ("rank", "rank_before")
             )
-            excess = row["loss"] / row["srg_loss"] - 1
+            excess, distance = (
+                f"{value:.4f}" if math.isfinite(value) else "-"
+                for value in (row["loss"] / row["srg_loss"] - 1, row["srg_distance"])
+            )
             end = (
                 f"{row['loss']:.6f}  {after:<15s} {before:<12s} "
-                f"{_ANSWERS[row['below_dnc']]:<10s} {excess:+10.4f}  "
-                f"{row['srg_distance']:11.4f}"
+                f"{_ANSWERS[row['below_dnc']]:<10s} {excess:>10s}  {distance:>11s}"
             )
         lines.append(
             f"{row['seed']:4d}  {row['weight_decay']:<7g}  {row['learning_rate']:<6g}  {end}"
