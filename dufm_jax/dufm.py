@@ -76,8 +76,8 @@ def init(
       problem: The sizes.
       key: A `jax.random.key`.
       features_scale: a, the standard deviation of the entries of H_1.
-      weights_scale: b. At b = 1 a layer keeps the mean square of its input; at b = 3**-0.5 the
-        entries of W_l have the variance of PyTorch's `Linear`.
+      weights_scale: b. At b = 1 a layer keeps the mean square of its input, unless it is orthogonal
+        and widens; at b = 3**-0.5 entries have the variance of PyTorch's `Linear`.
       distribution: Of W_l: "orthogonal", b times a uniformly random matrix with orthonormal rows or
         columns, or entries "normal" or "uniform" of variance b^2 / d_l.
       dtype: The type of the parameters; by default JAX's default float.

@@ -226,12 +226,15 @@ def gradient_norm(
     decay: Decay,
     nonlinearity: dufm.Nonlinearities = dufm.relu,
 ) -> Float[Array, ""]:
-    """The Euclidean norm of the objective's gradient over that of the parameters."""
+    """The Euclidean norm of the objective's gradient over that of the parameters, or 0 if both are.
+
+    It does not fall to 0 where a minimum lies on a kink of the ReLU.
+    """
     gradient = jax.grad(dufm.objective)(params, problem, decay, nonlinearity)
     squares = [
         sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)) for tree in (gradient, params)
     ]
-    return jnp.sqrt(squares[0] / squares[1])
+    return jnp.sqrt(jnp.where(squares[0] == 0, 0, squares[0] / squares[1]))
 
 
 class LayerMetrics(NamedTuple):

@@ -45,6 +45,8 @@ class Grid(NamedTuple):
         if not rows:
             raise ValueError("a sweep needs at least one seed, weight decay and learning rate.")
         decays, rates, chosen = zip(*rows, strict=True)
+        if min(chosen) < 0 or max(chosen) >= 2**31:
+            raise ValueError(f"seeds must be at least 0 and below 2**31, got {max(chosen)}.")
         for name, values in (("weight decay", decays), ("learning rate", rates)):
             if not (np.isfinite(values).all() and min(values) > 0):
                 raise ValueError(

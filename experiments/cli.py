@@ -42,7 +42,7 @@ def launch(
     # Says at each start on a CPU that there is no TPU.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", _num_cores())
 
     holders = {field.name: _define(field) for field in dataclasses.fields(config)}
     presets = presets or {"default": {}}
@@ -63,10 +63,17 @@ def launch(
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except flags.Error as error:
+        except (flags.Error, ValueError) as error:
             raise SystemExit(f"error: {error}.") from error
 
     app.run(with_config, flags_parser=parse)
+
+
+def _num_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # On Linux; elsewhere there are no such limits.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _FloatsParser(flags.ArgumentParser):

@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments import cli, dufm_training, records
 
-CONFIG, SUMMARY = "config.json", "summary.csv"
+SUMMARY = "summary.csv"
 SRG_FOUND = 0.01  # Largest `structure.srg_distance` that counts as the SRG solution.
 
 # Distribution and scale of W_l, scale of H_1; the second is the scale of PyTorch's `Linear`.
@@ -44,33 +44,48 @@ class Config:
     num_seeds: int = cli.flag(10, "Runs for each setting.")
     num_steps: int = cli.flag(200_000, "Updates of each run.")
 
+    def __post_init__(self) -> None:
+        for run in self.runs:
+            folder = Path(run.out)
+            if (folder / records.RUNS).exists():
+                found = records.read_config(folder)
+                for name, value in run.settings.items():
+                    if found[name] != value:
+                        raise ValueError(
+                            f"{folder} holds runs with {name}={found[name]}, not {value}; name "
+                            "another --out."
+                        )
 
-def run(config: Config, settings: Sequence[tuple[str, float, float]] = SETTINGS) -> list[dict]:
+    @property
+    def runs(self) -> list[dufm_training.Config]:
+        """The training of each of SETTINGS."""
+        return [
+            dufm_training.Config(
+                out=f"{self.out}/{distribution}_w{weights_scale:.2f}_h{features_scale:.2f}",
+                num_seeds=self.num_seeds,
+                num_steps=self.num_steps,
+                distribution=distribution,
+                weights_scale=weights_scale,
+                features_scale=features_scale,
+                overwrite=True,  # Of what an interrupted run left.
+            )
+            for distribution, weights_scale, features_scale in SETTINGS
+        ]
+
+
+def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing and returns the rows of summary.csv."""
-    Path(config.out).mkdir(parents=True, exist_ok=True)
-    settled = dataclasses.asdict(config) | records.environment()
-    records.write_json(Path(config.out) / CONFIG, settled)
     rows = []
-    for distribution, weights_scale, features_scale in settings:
-        name = f"{distribution}_w{weights_scale:.2f}_h{features_scale:.2f}"
-        folder = Path(config.out) / name
-        training = dufm_training.Config(
-            out=str(folder),
-            num_seeds=config.num_seeds,
-            num_steps=config.num_steps,
-            distribution=distribution,
-            weights_scale=weights_scale,
-            features_scale=features_scale,
-            overwrite=True,
-        )
-        if not (folder / records.RUNS).exists():
+    for training in config.runs:
+        if not (Path(training.out) / records.RUNS).exists():
             dufm_training.run(training)
         rows.append(
             {
-                "weights": distribution,
-                "weights_scale": weights_scale,
-                "features_scale": features_scale,
-                **summarise(records.read_runs(folder), training.depth),
+                "weights": training.distribution,
+                "weights_scale": training.weights_scale,
+                "features_scale": training.features_scale,
+                "steps": training.num_steps,
+                **summarise(records.read_runs(Path(training.out)), training.depth),
             }
         )
     records.write_csv(Path(config.out) / SUMMARY, rows)

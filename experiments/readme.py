@@ -9,7 +9,6 @@ takes the records of finished runs into experiments/gallery, and without flags
 
 import csv
 import dataclasses
-import json
 import re
 import shutil
 import statistics
@@ -97,9 +96,8 @@ def initialisation_table() -> str:
     """The table of `experiments.initialisation`."""
     with (INITIALISATION / initialisation.SUMMARY).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    steps = json.loads((INITIALISATION / initialisation.CONFIG).read_text())["num_steps"]
     lines = [
-        f"After {steps:,} steps; ranks of M_2 as rank:runs.",
+        f"After {int(rows[0]['steps']):,} steps; ranks of M_2 as rank:runs.",
         "",
         "| W_l | scale of W_l | scale of H_1 | below DNC | loss, min / median / max | ranks "
         "| equal in all intermediate layers | SRG found |",
@@ -126,7 +124,7 @@ def main(config: Config) -> None:
         collect(
             Path(config.initialisation),
             INITIALISATION,
-            (initialisation.CONFIG, initialisation.SUMMARY),
+            (initialisation.SUMMARY,),
         )
     path = ROOT / "README.md"
     path.write_text(render(path.read_text()))

@@ -48,8 +48,11 @@ def claim(out: str, overwrite: bool) -> Path:
         raise ValueError(
             f"--out={out} already holds {present[0]}; pass --overwrite or name another folder."
         )
-    for name in (CONFIG, METRICS, RUNS, RESULTS, FIGURE):
-        (folder / name).unlink(missing_ok=True)
+    try:
+        for name in (CONFIG, METRICS, RUNS, RESULTS, FIGURE):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder / name} cannot be replaced: {error.strerror}.") from None
     return folder
 
 
@@ -60,7 +63,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
-        "platform": platform.platform(terse=True),
+        "platform": f"{platform.system()} {platform.machine()}",
         "backend": jax.default_backend(),
         "devices": sorted({device.device_kind for device in jax.devices()}),
         "num_devices": jax.device_count(),
