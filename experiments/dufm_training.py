@@ -111,7 +111,7 @@ class Config:
             width=self.width,
         )
 
-    @property
+    @functools.cached_property
     def grid(self) -> sweep.Grid:
         """The runs."""
         seeds = range(self.first_seed, self.first_seed + self.num_seeds)
@@ -127,9 +127,10 @@ def run(config: Config) -> list[dict[str, Any]]:
     records.write_json(folder / records.CONFIG, config.settings | records.environment())
     steps, state, curves = _train(config, folder)
     measured = _measure(config, state)
-    arrays = _arrays(config, steps, state, curves, measured)
+    references = _reference_losses(config)
+    arrays = _arrays(config, steps, state, curves, measured, references)
     records.write_arrays(folder / records.RESULTS, arrays)
-    rows = _rows(config, state, measured)
+    rows = _rows(config, state, measured, references)
     records.write_csv(folder / records.RUNS, rows)
     return rows
 
@@ -206,10 +207,12 @@ def _measure(config: Config, state: training.State) -> list[metrics.Metrics]:
 
 
 def _rows(
-    config: Config, state: training.State, measured: Sequence[metrics.Metrics]
+    config: Config,
+    state: training.State,
+    measured: Sequence[metrics.Metrics],
+    references: dict[str, dict[float, float]],
 ) -> list[dict[str, Any]]:
     """The rows of runs.csv; a run that diverged has no losses, ranks or distances."""
-    references = _reference_losses(config)
     rows = []
     for seed, decay, rate, diverged_at, one in zip(
         *config.grid, np.asarray(state.diverged_at), measured, strict=True
@@ -254,6 +257,7 @@ def _arrays(
     state: training.State,
     curves: sweep.Curves,
     measured: Sequence[metrics.Metrics],
+    references: dict[str, dict[float, float]],
 ) -> xarray.Dataset:
     """The arrays of results.nc; layers are 1 to L after the ReLU, hidden 2 to L before it."""
     layer, hidden = ("run", "layer"), ("run", "hidden")
@@ -263,7 +267,6 @@ def _arrays(
         return np.array(runs)
 
     *hidden_weights, last_weights = map(np.asarray, state.params.weights)
-    references = _reference_losses(config)
     return xarray.Dataset(
         data_vars={
             "fit": (("run", "step"), curves.fit),

@@ -7,7 +7,6 @@ takes the records of finished runs into experiments/gallery, and without flags
 `python -m experiments.readme` writes README.md again from what is there.
 """
 
-import csv
 import dataclasses
 import re
 import shutil
@@ -94,8 +93,7 @@ def figure2() -> str:
 
 def initialisation_table() -> str:
     """The table of `experiments.initialisation`."""
-    with (INITIALISATION / initialisation.SUMMARY).open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = records.read_csv(INITIALISATION / initialisation.SUMMARY)
     lines = [
         f"After {int(rows[0]['steps']):,} steps; ranks of M_2 as rank:runs.",
         "",

@@ -112,10 +112,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG).read_text())
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file that `write_csv` wrote, as text."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def read_runs(folder: Path) -> list[dict[str, str]]:
     """The rows of runs.csv, as text."""
-    with (folder / RUNS).open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(folder / RUNS)
 
 
 def read_arrays(folder: Path) -> xarray.Dataset:
