@@ -39,6 +39,18 @@ def partly_linear(depth: int) -> tuple[Nonlinearity, ...]:
     return (identity,) * (depth - 2) + (relu,)
 
 
+def per_layer(nonlinearity: Nonlinearities, num_hidden: int) -> tuple[Nonlinearity, ...]:
+    """One nonlinearity for each of the hidden layers.
+
+    Raises:
+      ValueError: if a sequence of nonlinearities has another length than `num_hidden`.
+    """
+    chosen = (nonlinearity,) * num_hidden if callable(nonlinearity) else tuple(nonlinearity)
+    if len(chosen) != num_hidden:
+        raise ValueError(f"{num_hidden} nonlinearities are needed, got {len(chosen)}.")
+    return chosen
+
+
 def smoothed_relu(epsilon: ArrayLike) -> Nonlinearity:
     r"""A ReLU_\epsilon in the sense of Definition 7.
 
@@ -119,9 +131,7 @@ def activations(
       ValueError: if a sequence of nonlinearities has another length than L - 1.
     """
     hidden = params.weights[:-1]
-    chosen = (nonlinearity,) * len(hidden) if callable(nonlinearity) else tuple(nonlinearity)
-    if len(chosen) != len(hidden):
-        raise ValueError(f"{len(hidden)} nonlinearities are needed, got {len(chosen)}.")
+    chosen = per_layer(nonlinearity, len(hidden))
     layers = []
     post = params.features
     for weight, apply in zip(hidden, chosen, strict=True):

@@ -2,21 +2,24 @@
 
 Runs share nothing, so the program has no communication. A run's start depends on its seed alone
 and its trajectory on its own seed, weight decay and learning rate, whichever runs are beside it.
+Runs whose classes have collapsed go on, as `reduction` explains, with one column a class, in a
+program of their own; runs that have ended take no part any more.
 """
 
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from dufm_jax import dufm, metrics, training
+from dufm_jax import dufm, metrics, reduction, training
 from dufm_jax.problem import Decay, Params, Problem
+from dufm_jax.schedule import Schedule
 
 
 class Grid(NamedTuple):
@@ -65,7 +68,8 @@ class Curves(NamedTuple):
 
     Attributes:
       fit, regularisation: The terms of Eq. (1).
-      dnc1: The trace ratio of H_1, ..., H_L, [L].
+      dnc1: The trace ratio of H_1, ..., H_L, [L]; NaN while the run is reduced to groups of
+        samples, whose spread is not followed.
     """
 
     fit: Float[Array, "..."]
@@ -78,13 +82,17 @@ class Progress(NamedTuple):
 
     Attributes:
       step: The steps made, [records].
-      state: Of all runs, leaves [R, ...], on the devices.
-      curves: Since the last one, leaves [R, records, ...], NumPy.
+      state: Of all runs, leaves [R, ...], NumPy; `state.step` of a run that has ended is where.
+      curves: Since the last one, leaves [R, records, ...], NumPy; a run that has ended keeps its
+        last point.
+      reduced_at: The step at which each run was reduced to groups of samples, or
+        `schedule.NEVER`, [R].
     """
 
     step: Int[np.ndarray, " records"]
     state: training.State
     curves: Curves
+    reduced_at: Int[np.ndarray, " R"]
 
 
 def measure_curves(
@@ -97,6 +105,17 @@ def measure_curves(
     return Curves(fit, regularisation, dnc1)
 
 
+def has_converged(before: Params, after: Params, tolerance: ArrayLike) -> Bool[np.ndarray, " R"]:
+    """Whether ||after - before|| <= tolerance ||after||, of each run; leaves [R, ...], NumPy."""
+
+    def squares(params: Params) -> np.ndarray:
+        leaves = jax.tree.leaves(params)
+        return sum(np.sum(leaf.astype(float) ** 2, axis=(1, 2)) for leaf in leaves)
+
+    moves = squares(jax.tree.map(np.subtract, after, before))
+    return moves <= np.square(tolerance) * squares(after)
+
+
 def run(
     problem: Problem,
     grid: Grid,
@@ -107,23 +126,35 @@ def run(
     init: Callable[[Problem, Array], Params] = dufm.init,
     optimizer: training.Optimizer = optax.sgd,
     nonlinearity: dufm.Nonlinearities = dufm.relu,
+    reduce: bool = True,
+    stop_when_converged: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[Progress]:
-    """Gradient descent of all runs of a grid, chunk by chunk.
+    r"""Gradient descent of all runs of a grid, chunk by chunk.
 
-    The first item is the starting point, with its measures, before any step; the last item's state
-    has made `num_steps`. Each further item costs one call of a compiled program whose state is
-    donated: read what you need of `state` before asking for the next.
+    The first item is the starting point, with its measures, before any step; in the last item's
+    state every run has made `num_steps` or ended before. A run that diverges ends at the record
+    that shows it. A run has converged when its parameters move in 10 / (lr \lambda) steps by no
+    more than lr \lambda of their norm, where decay alone would move them by as much in a single
+    step: when the norm of the gradient, averaged over these steps, is at most lr \lambda^2 / 10 of
+    that of the parameters. (Without the average the gradient does not fall to 0, since the minima
+    lie on kinks of the ReLU.) It can rest that long at a saddle as well, but not at those of the
+    paper's setting, where runs move at least twice as far.
 
     Args:
       problem: The sizes, the same for all runs.
       grid: The runs.
       num_steps: Updates of each run, at least 0.
       record_every: Updates between two recorded points, at least 1; the end is recorded too.
-      records_per_chunk: Recorded points between two items.
+      records_per_chunk: Recorded points between two items, at most; there is one while a decision
+        about a run is due.
       init: From the problem and a key to the initial parameters; their dtype is the precision.
       optimizer: From a learning rate to an optax transformation.
       nonlinearity: One for all hidden layers, or L - 1 of them.
+      reduce: Whether runs go on with groups of samples once these have come together, until the
+        last steps (see `reduction`); only `optax.sgd` does.
+      stop_when_converged: Whether runs end, before `num_steps`, once they have converged; those on
+        groups of samples after their last steps on all samples.
       devices: Where to run; by default all local devices. Runs are split evenly among them.
 
     Yields:
@@ -137,59 +168,130 @@ def run(
             "num_steps must be at least 0, record_every and records_per_chunk at least 1, got "
             f"{num_steps}, {record_every} and {records_per_chunk}."
         )
-    depth, count = problem.depth, grid.num_runs
+    reduce = reduce and optimizer is optax.sgd
     devices = jax.local_devices() if devices is None else devices
-    devices = devices[:count]
+    devices = devices[: grid.num_runs]
     automatic = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((len(devices),), ("runs",), axis_types=automatic, devices=devices)
-    by_run = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("runs"))
-    # Padded with copies of the last run to a multiple of the devices.
-    padded = np.minimum(np.arange(-(-count // mesh.size) * mesh.size), count - 1)
-    seeds, decays, rates = (column[padded] for column in grid)
+    by_run, alike = jax.sharding.PartitionSpec("runs"), jax.sharding.PartitionSpec()
+    placed = jax.sharding.NamedSharding(mesh, by_run)
 
     def begin(run: tuple[Array, Array, Array]) -> tuple[training.State, Curves]:
         seed, decay, rate = run
         params = init(problem, jax.random.key(seed))
         state = training.start(params, rate.astype(params.features.dtype), optimizer)
-        point = measure_curves(params, problem, Decay.uniform(decay, depth), nonlinearity)
+        point = measure_curves(params, problem, Decay.uniform(decay, problem.depth), nonlinearity)
         return state, jax.tree.map(lambda leaf: leaf[None], point)
 
     @functools.cache
-    def chunk(num_records: int, every: int) -> Callable:
-        def descend(state: training.State, decay: Array, rate: Array):
-            return training.descend(
-                state,
-                Decay.uniform(decay, depth),
-                rate.astype(state.params.features.dtype),
-                problem=problem,
-                num_records=num_records,
-                record_every=every,
-                measure=lambda params, d: measure_curves(params, problem, d, nonlinearity),
-                optimizer=optimizer,
-                nonlinearity=nonlinearity,
+    def program(num_records: int, num_groups: int) -> Callable:
+        """From states, groups, decays, rates and `record_every` to states, curves and groups."""
+
+        def descend(state: training.State, groups: Array, decay: Array, rate: Array, every: Array):
+            def measure(params: Params, decay: Decay) -> Curves:
+                point = measure_curves(params, problem, decay, nonlinearity)
+                unknown = jnp.full_like(point.dnc1, jnp.nan)
+                return point._replace(dnc1=unknown) if num_groups else point
+
+            shared: dict[str, Any] = {
+                "problem": problem,
+                "num_records": num_records,
+                "record_every": every,
+                "measure": measure,
+                "nonlinearity": nonlinearity,
+            }
+            decays = Decay.uniform(decay, problem.depth)
+            step_size = rate.astype(state.params.features.dtype)
+            if num_groups:
+                state, curves = reduction.descend(
+                    state, decays, step_size, groups, num_groups=num_groups, **shared
+                )
+                return state, curves, groups, jnp.int32(num_groups)
+            state, curves = training.descend(
+                state, decays, step_size, optimizer=optimizer, **shared
             )
+            found = jnp.zeros_like(groups), jnp.int32(0)
+            if reduce:
+                tolerance = reduction.scatter(decay, rate)
+                found = reduction.find_groups(state.params.features, problem.num_classes, tolerance)
+            return state, curves, *found
 
         sharded = jax.shard_map(
-            jax.vmap(descend), mesh=mesh, in_specs=by_run.spec, out_specs=by_run.spec
+            jax.vmap(descend, in_axes=(0, 0, 0, 0, None)),
+            mesh=mesh,
+            in_specs=(by_run, by_run, by_run, by_run, alike),
+            out_specs=by_run,
         )
-        return jax.jit(sharded, donate_argnums=0)
-
-    def progress(step: list[int], state: training.State, curves: Curves) -> Progress:
-        if len(padded) > count:
-            state = jax.tree.map(lambda leaf: leaf[:count], state)
-        kept = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], curves)
-        return Progress(np.array(step), state, kept)
+        # Threads cost more than they save on matrices as small as those of a reduced run.
+        on_cpu = devices[0].platform == "cpu"
+        options = {"xla_cpu_multi_thread_eigen": False} if num_groups and on_cpu else None
+        return jax.jit(sharded, donate_argnums=0, compiler_options=options)
 
     # On one device, one run after the other: the orthogonal draws call LAPACK, which XLA:CPU can
     # wait for forever when it is batched.
-    state, curves = jax.jit(functools.partial(jax.lax.map, begin))((seeds, decays, rates))
-    state = jax.device_put(state, by_run)
-    yield progress([0], state, curves)
+    state, curves = jax.device_get(jax.jit(functools.partial(jax.lax.map, begin))(tuple(grid)))
+    scatter = reduction.scatter(grid.weight_decay, grid.learning_rate)
+    schedule = Schedule(
+        scatter,
+        num_samples=problem.num_samples,
+        num_steps=num_steps,
+        record_every=record_every,
+        reduce=reduce,
+        stop_when_converged=stop_when_converged,
+    )
+    yield Progress(np.array([0]), state, curves, schedule.reduced_at.copy())
+    anchor = state.params  # Where each run was when its convergence was last looked at.
     done = 0
-    while done < num_steps:
+    while (schedule.end > done).any():
         every = min(record_every, num_steps - done)
-        num_records = min(records_per_chunk, (num_steps - done) // every)
-        state, curves = chunk(num_records, every)(state, decays, rates)
-        steps = [done + every * (i + 1) for i in range(num_records)]
-        done = steps[-1]
-        yield progress(steps, state, curves)
+        num_records = schedule.records(done, records_per_chunk)
+        reached = done + every * num_records
+        curves = jax.tree.map(lambda leaf, n=num_records: np.repeat(leaf[:, -1:], n, 1), curves)
+        for num_groups, runs in list(schedule.batches(done)):
+            places = _places(len(runs), grid.num_runs, mesh.size, least=2 if num_groups else 1)
+            chosen = runs[np.minimum(np.arange(places), len(runs) - 1)]
+            columns = schedule.groups, grid.weight_decay, grid.learning_rate
+            inputs = jax.tree.map(lambda leaf, i=chosen: leaf[i], (state, *columns))
+            outputs = program(num_records, num_groups)(
+                *jax.device_put(inputs, placed), np.int32(every)
+            )
+            kept = jax.tree.map(lambda leaf, runs=runs: np.asarray(leaf)[: len(runs)], outputs)
+            new_state, new_curves, groups, counts = kept
+            state = jax.tree.map(functools.partial(_put, runs), state, new_state)
+            curves = jax.tree.map(functools.partial(_put, runs), curves, new_curves)
+            if num_groups == 0:
+                schedule.reduce(reached, runs, groups, counts)
+        done = reached
+        converged = np.zeros(grid.num_runs, bool)
+        if (due := schedule.due(done)).any():
+            before, after = (
+                jax.tree.map(lambda leaf, i=due: leaf[i], params)
+                for params in (anchor, state.params)
+            )
+            converged[due] = has_converged(before, after, scatter[due])
+            anchor = jax.tree.map(
+                lambda leaf, new, i=due: _put(i, leaf, new[i]), anchor, state.params
+            )
+        schedule.finish(done, converged, state.diverged_at != training.ALIVE)
+        schedule.close(done)
+        steps = np.arange(reached - every * (num_records - 1), reached + 1, every)
+        yield Progress(steps, state, curves, schedule.reduced_at.copy())
+
+
+def _places(needed: int, most: int, num_devices: int, least: int) -> int:
+    """The places of a batch: as few sizes a device as halving that of all runs gives.
+
+    A device has at least `least` of them: XLA:CPU multiplies single matrices by other code than
+    batched ones, to which the batched results would only be close.
+    """
+    size = -(-most // num_devices)
+    while (half := -(-size // 2)) * num_devices >= needed and half < size:
+        size = half
+    return num_devices * max(size, least)
+
+
+def _put(index: np.ndarray, leaf: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """A copy of `leaf` with the rows of `index` replaced."""
+    leaf = leaf.copy()
+    leaf[index] = new
+    return leaf

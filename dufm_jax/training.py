@@ -89,7 +89,7 @@ def descend(
     *,
     problem: Problem,
     num_records: int,
-    record_every: int,
+    record_every: ArrayLike,
     measure: Callable[[Params, Decay], Any],
     optimizer: Optimizer = optax.sgd,
     nonlinearity: dufm.Nonlinearities = dufm.relu,

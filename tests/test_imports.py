@@ -18,7 +18,9 @@ LEVELS = {
     "metrics": 3,
     "structure": 3,
     "training": 3,
-    "sweep": 4,
+    "schedule": 3,
+    "reduction": 4,
+    "sweep": 5,
 }
 SIDE_BRANCHES = {"networks", "data"}  # These may use the following and themselves alone.
 USED_BY_SIDE_BRANCHES = {"problem", "linalg"}
