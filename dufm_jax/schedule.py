@@ -14,9 +14,10 @@ NEVER = -1
 class Schedule:
     r"""Which runs go on, and which of them on groups of samples. All at the same step.
 
-    A run is on all its samples until these have come together, then on groups, and for its last
-    steps on all samples again: these settle its deviations where descent keeps them, and show that
-    the reduced solution holds for the problem in full.
+    A run is on all its samples until these have come together, then on groups. Each time its steps
+    have become four times as many it is on all samples for a record, and longer if they have not
+    stayed together; so it is for its last steps, which settle the deviations where descent keeps
+    them and show that the solution holds for the problem in full.
 
     Args:
       scatter: lr \lambda of each run, as of `reduction.scatter`.
@@ -30,7 +31,7 @@ class Schedule:
       end: The step at which each run ends, [R].
       groups: The group of each sample, [R, N].
       num_groups: How many of them descent is on, or 0 for all samples, [R].
-      reduced_at: The step at which a run was reduced, or `NEVER`, [R].
+      reduced_at: The step at which a run was first reduced, or `NEVER`, [R].
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Schedule:
         self.groups = np.zeros((count, num_samples), np.int32)
         self.num_groups = np.zeros(count, np.int32)  # 0: on all samples.
         self.reduced_at = np.full(count, NEVER)
+        self.reduced_until = np.zeros(count, int)
 
     def left(self, step: int) -> np.ndarray:
         """The records before the closing steps, [R]."""
@@ -78,9 +80,10 @@ class Schedule:
     def records(self, step: int, most: int) -> int:
         """How many records to make until the next decision: `most` or 1, if it is sooner."""
         sooner = (self.end - step)[self.end > step] // self.every
-        reduced = self.left(step)[(self.num_groups > 0) & (self.end > step)]
+        reduced = (self.num_groups > 0) & (self.end > step)
+        until = np.minimum(self.left(step), (self.reduced_until - step) // self.every)[reduced]
         look = (self.next_look - step)[self.end > step] // self.every
-        limit = min([most, *sooner, *reduced, *look])
+        limit = min([most, *sooner, *until, *look])
         return most if limit >= most and not self.waiting(step).any() else 1
 
     def reduce(self, step: int, runs: np.ndarray, groups: np.ndarray, counts: np.ndarray) -> None:
@@ -89,7 +92,9 @@ class Schedule:
         self.groups[runs[chosen]] = groups[chosen]
         # In fours, so that a run with a stray sample need not have a program of its own.
         self.num_groups[runs[chosen]] = -(-counts[chosen] // 4) * 4
-        self.reduced_at[runs[chosen]] = step
+        first = runs[chosen & (self.reduced_at[runs] == NEVER)]
+        self.reduced_at[first] = step
+        self.reduced_until[runs[chosen]] = 4 * step
 
     def due(self, step: int) -> np.ndarray:
         """Which runs' convergence is looked at now, [R]; the next time is as far ahead again."""
@@ -97,11 +102,11 @@ class Schedule:
         self.next_look = np.where(due, step + self.look_every, self.next_look)
         return due
 
-    def close(self, step: int) -> None:
-        """Takes the runs that have only their closing steps left back to all samples."""
+    def expand(self, step: int) -> None:
+        """Takes runs back to all samples, for a record or for their last steps."""
         closing = (self.num_groups > 0) & (self.left(step) <= 0)
-        self.num_groups[closing] = 0
         self.may_reduce[closing] = False
+        self.num_groups[closing | (self.reduced_until <= step)] = 0
 
     def finish(self, step: int, converged: np.ndarray, diverged: np.ndarray) -> None:
         """Ends runs: a converged one that is reduced after its closing steps, others at once."""

@@ -85,7 +85,7 @@ class Progress(NamedTuple):
       state: Of all runs, leaves [R, ...], NumPy; `state.step` of a run that has ended is where.
       curves: Since the last one, leaves [R, records, ...], NumPy; a run that has ended keeps its
         last point.
-      reduced_at: The step at which each run was reduced to groups of samples, or
+      reduced_at: The step at which each run was first reduced to groups of samples, or
         `schedule.NEVER`, [R].
     """
 
@@ -151,8 +151,8 @@ def run(
       init: From the problem and a key to the initial parameters; their dtype is the precision.
       optimizer: From a learning rate to an optax transformation.
       nonlinearity: One for all hidden layers, or L - 1 of them.
-      reduce: Whether runs go on with groups of samples once these have come together, until the
-        last steps (see `reduction`); only `optax.sgd` does.
+      reduce: Whether runs go on with groups of samples once these have come together (see
+        `reduction` and `schedule`); only `optax.sgd` does.
       stop_when_converged: Whether runs end, before `num_steps`, once they have converged; those on
         groups of samples after their last steps on all samples.
       devices: Where to run; by default all local devices. Runs are split evenly among them.
@@ -273,7 +273,7 @@ def run(
                 lambda leaf, new, i=due: _put(i, leaf, new[i]), anchor, state.params
             )
         schedule.finish(done, converged, state.diverged_at != training.ALIVE)
-        schedule.close(done)
+        schedule.expand(done)
         steps = np.arange(reached - every * (num_records - 1), reached + 1, every)
         yield Progress(steps, state, curves, schedule.reduced_at.copy())
 

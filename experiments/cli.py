@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,7 +32,8 @@ def launch(
 
     Each field of the Config is a flag; a flag not given has the value of the --preset, if there
     are presets, or else the default. A ValueError ends the program with its sentence and status 1.
-    Float64 is allowed, and on a machine without an accelerator each core is a device.
+    Float64 is allowed, and on a machine without an accelerator each core is a device. Compiled
+    programs are kept in $JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder.
 
     Args:
       main: The command.
@@ -43,6 +45,7 @@ def launch(
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", _num_cores())
+    _keep_compiled()
 
     holders = {field.name: _define(field) for field in dataclasses.fields(config)}
     presets = presets or {"default": {}}
@@ -67,6 +70,21 @@ def launch(
             raise SystemExit(f"error: {error}.") from error
 
     app.run(with_config, flags_parser=parse)
+
+
+def _keep_compiled() -> None:
+    """Switches JAX's persistent compilation cache on, unless it is or no folder can be written."""
+    if jax.config.jax_compilation_cache_dir is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        folder = root / "dufm_jax" / "compiled"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        if not os.access(folder, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _num_cores() -> int:

@@ -5,7 +5,8 @@
 Three panels for each weight decay and learning rate, as in Figure 2 of the paper: the training loss
 beside the DNC and SRG losses, DNC1 by layer, and the singular values of the class means at the end.
 Lines are means over seeds and bands one standard deviation; on logarithmic axes, of the logarithm.
-Runs that diverged are left out and counted in the title.
+DNC1 is dotted where no run followed it, its samples being reduced to one column a class. Runs that
+diverged are left out and counted in the title.
 """
 
 import dataclasses
@@ -92,12 +93,17 @@ def _band(axis, x, values, color, label, log=False, marker=None) -> None:
     shown = np.isfinite(values).any(axis=0)
     if not shown.any():
         return
-    x, values = x[shown], values[:, shown]
-    middle, spread = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
-    low, high = middle - spread, middle + spread
+    low, middle, high = np.full((3, len(x)), np.nan)
+    middle[shown] = np.nanmean(values[:, shown], axis=0)
+    spread = np.nanstd(values[:, shown], axis=0)
+    low[shown], high[shown] = middle[shown] - spread, middle[shown] + spread
     if log:
         low, middle, high = 10.0**low, 10.0**middle, 10.0**high
     axis.plot(x, middle, color=color, label=label, linewidth=1.5, marker=marker, markersize=3)
+    beside = np.pad(shown, 1)
+    lone = shown & ~beside[:-2] & ~beside[2:]
+    axis.plot(x[shown], middle[shown], color=color, linewidth=0.8, linestyle=":")
+    axis.plot(x[lone], middle[lone], color=color, linestyle="", marker=".", markersize=5)
     axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 

@@ -33,7 +33,18 @@ import numpy as np
 import tqdm
 import xarray
 
-from dufm_jax import Decay, Params, Problem, dufm, metrics, structure, sweep, theory, training
+from dufm_jax import (
+    Decay,
+    Params,
+    Problem,
+    dufm,
+    metrics,
+    schedule,
+    structure,
+    sweep,
+    theory,
+    training,
+)
 from experiments import cli, dufm_figure, records
 
 _MOST_SEEDS = 1_000_000
@@ -69,6 +80,12 @@ class Config:
     distribution: str = cli.flag("orthogonal", "Of the initial W_l.", dufm.DISTRIBUTIONS)
     rank_tolerance: float = cli.flag(
         1e-3, "Singular values below this share of the largest count as zero."
+    )
+    reduce: bool = cli.flag(
+        True, "Go on with one column a class where the samples of each have come together."
+    )
+    stop_when_converged: bool = cli.flag(
+        False, "End a run when its mean gradient over 10 / (rate * decay) steps has vanished."
     )
     overwrite: bool = cli.flag(False, "Replace the files of an earlier run in --out.")
 
@@ -125,18 +142,19 @@ def run(config: Config) -> list[dict[str, Any]]:
     """Trains, measures and writes all records but the figure; returns the rows of runs.csv."""
     folder = records.claim(config.out, config.overwrite)
     records.write_json(folder / records.CONFIG, config.settings | records.environment())
-    steps, state, curves = _train(config, folder)
+    steps, curves, last = _train(config, folder)
+    state = last.state
     measured = _measure(config, state)
     references = _reference_losses(config)
     arrays = _arrays(config, steps, state, curves, measured, references)
     records.write_arrays(folder / records.RESULTS, arrays)
-    rows = _rows(config, state, measured, references)
+    rows = _rows(config, last, measured, references)
     records.write_csv(folder / records.RUNS, rows)
     return rows
 
 
-def _train(config: Config, folder: Path) -> tuple[np.ndarray, training.State, sweep.Curves]:
-    """The recorded steps, the final state and the curves, leaves [R, records, ...]."""
+def _train(config: Config, folder: Path) -> tuple[np.ndarray, sweep.Curves, sweep.Progress]:
+    """The recorded steps, the curves, leaves [R, records, ...], and the end."""
     init = functools.partial(
         dufm.init,
         features_scale=config.features_scale,
@@ -150,6 +168,8 @@ def _train(config: Config, folder: Path) -> tuple[np.ndarray, training.State, sw
         num_steps=config.num_steps,
         record_every=config.record_every or max(1, config.num_steps // _RECORDS),
         init=init,
+        reduce=config.reduce,
+        stop_when_converged=config.stop_when_converged,
     )
     steps, parts = [], []
     started = time.perf_counter()
@@ -173,7 +193,7 @@ def _train(config: Config, folder: Path) -> tuple[np.ndarray, training.State, sw
                 bar.set_postfix(loss=f"{np.mean(finite):.4f}", refresh=False)
             bar.update(int(chunk.step[-1]) - bar.n)
     curves = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
-    return np.concatenate(steps), chunk.state, curves
+    return np.concatenate(steps), curves, chunk
 
 
 def _reference_losses(config: Config) -> dict[str, dict[float, float]]:
@@ -208,14 +228,15 @@ def _measure(config: Config, state: training.State) -> list[metrics.Metrics]:
 
 def _rows(
     config: Config,
-    state: training.State,
+    last: sweep.Progress,
     measured: Sequence[metrics.Metrics],
     references: dict[str, dict[float, float]],
 ) -> list[dict[str, Any]]:
     """The rows of runs.csv; a run that diverged has no losses, ranks or distances."""
     rows = []
-    for seed, decay, rate, diverged_at, one in zip(
-        *config.grid, np.asarray(state.diverged_at), measured, strict=True
+    ends = last.state.step, last.state.diverged_at, last.reduced_at
+    for seed, decay, rate, steps, diverged_at, reduced_at, one in zip(
+        *config.grid, *ends, measured, strict=True
     ):
         loss = float(one.fit + one.regularisation)
         dnc_loss, srg_loss = (references[name][decay] for name in ("dnc_loss", "srg_loss"))
@@ -230,7 +251,8 @@ def _rows(
             "seed": seed,
             "weight_decay": decay,
             "learning_rate": rate,
-            "steps": config.num_steps,
+            "steps": steps,
+            "reduced_at": None if reduced_at == schedule.NEVER else reduced_at,
             "diverged_at": None if diverged_at == training.ALIVE else diverged_at,
             "loss": loss,
             "fit": one.fit,
