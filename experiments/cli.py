@@ -74,7 +74,7 @@ def launch(
 
 def _keep_compiled() -> None:
     """Switches JAX's persistent compilation cache on, unless it is or no folder can be written."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         folder = root / "dufm_jax" / "compiled"
         try:
