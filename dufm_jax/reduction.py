@@ -25,11 +25,17 @@ float32; so deviations end not at 0 but at a level in proportion to the rate.
 
 Hence the criterion of `find_groups`: every sample is within `scatter(decay, learning_rate)` = lr
 \lambda_{H_1}, relative to the size of the features, of the centre of its group: it is nearer than
-one step of the decay moves it. The neglected second-order term is the square, 4e-6 at the paper's
-setting, and falls by e^2 every 1 / (lr \lambda_{H_1}) steps; summed over time it shifts the means
-by (lr \lambda_{H_1})^2 / 2 = 2e-6, as much as the rounding of float32 does in the same number of
-steps. A sample that stays away from its class, such as one whose features died, is a group of its
-own; a class that does not come together keeps the run on all its samples.
+one step of the decay moves it. The neglected term is the square, 4e-6 at the paper's setting, and
+falls by e^2 every 1 / (lr \lambda_{H_1}) steps. Summed over time it displaces the parameters, in
+directions in which the loss is flat, by no more than about (lr \lambda_{H_1})^2 / \lambda_{H_1};
+tests find 1e-4 of 4e-4 on smooth models in float64, and losses that agree to 1e-8. With the ReLU
+descent amplifies any difference, be it rounding: in float32 at the paper's setting, to change the
+order of the samples changes H_1 by 0.5 to 8 percent after 2,000 steps and, of ten runs of 200,000
+steps, where three end. No two programs agree on such a trajectory; with and without the reduction
+all ten runs end at the same solution, with losses within 0.04 percent.
+
+A sample that stays away from its class, such as one whose features died, is a group of its own; a
+class that does not come together keeps the run on all its samples.
 
 `descend` is `training.descend` with the groups given. It leaves the deviations as they are, so the
 full state is at hand at every record, and descent on all samples can take over again.
@@ -89,7 +95,7 @@ def find_groups(
     numbers = jnp.cumsum(jnp.stack(used, axis=1).ravel()).astype(jnp.int32) - 1
     groups = jnp.take_along_axis(numbers.reshape(num_classes, -1), level, axis=1)
     count = numbers[-1] + 1
-    found = ~jnp.any(free) & (count <= 2 * num_classes)
+    found = ~jnp.any(free) & (count <= 2 * num_classes) & jnp.isfinite(reach)
     return groups.ravel(), jnp.where(found, count, 0)
 
 

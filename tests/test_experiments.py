@@ -103,6 +103,23 @@ def test_runs_csv_keeps_the_contract(finished):
     assert float(rows[0]["srg_loss"]) == pytest.approx(float(theory.srg_loss(problem, decay)))
 
 
+def test_reduced_and_converged_runs_say_when(tmp_path):
+    # Decay so strong that all is over soon: 2 / (lr lambda) = 200, 10 / (lr lambda) = 1,000 steps.
+    config = small(
+        tmp_path, weight_decay=(0.02,), num_steps=20_000, record_every=100, stop_when_converged=True
+    )
+    for row in dufm_training.run(config):
+        assert 0 < row["reduced_at"] < row["steps"] < 20_000
+    dufm_figure.draw(tmp_path)  # With a gap in DNC1.
+    dnc1 = records.read_arrays(tmp_path).dnc1
+    assert bool(np.isnan(dnc1).any())
+    assert bool(np.isfinite(dnc1[:, -1, 0]).all())
+    config = dataclasses.replace(config, reduce=False, stop_when_converged=False, overwrite=True)
+    for row in dufm_training.run(config):
+        assert row["reduced_at"] is None
+        assert row["steps"] == 20_000
+
+
 def test_results_agree_with_runs_csv(finished):
     folder, _ = finished
     rows = records.read_runs(folder)
