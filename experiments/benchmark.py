@@ -1,6 +1,6 @@
 """How fast is gradient descent on the DUFM? This package beside PyTorch, in one run.
 
-  python -m experiments.benchmark                  # about 6 minutes on 2 cores
+  python -m experiments.benchmark                  # about 7 minutes on 2 cores
   python -m experiments.benchmark --noscaling --num_seeds=1000      # sweeps as large as you like
 
 Times, from identical initial arrays in float32, in the setting of Figure 2 (top): PyTorch with one
@@ -16,6 +16,7 @@ K, width and L), config.json and figure.png, and prints the tables.
 
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import itertools
 import math
@@ -309,6 +310,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     folder = records.claim(config.out, config.overwrite)
     settings = dataclasses.asdict(config)
     del settings["out"], settings["overwrite"]
+    settings["torch"] = importlib.metadata.version("torch") if has_torch() else None
     records.write_json(folder / records.CONFIG, settings | records.environment())
     rows = list(methods(config))
     records.write_csv(folder / benchmark_figure.METHODS, rows)
