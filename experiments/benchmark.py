@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from dufm_jax import Decay, Params, Problem, dufm, sweep, training
+from dufm_jax import Decay, Params, Problem, dufm, sweep
 from experiments import benchmark_figure, cli, records
 
 RECORDS = 400  # As `experiments.dufm_training` makes.
@@ -124,14 +124,14 @@ class Timing(NamedTuple):
     """What a sweep cost.
 
     Attributes:
-      state: The last state.
+      params: What the runs reached, leaves [R, ...].
       seconds: From the first call to the end, without compilation.
-      compiling: Seconds of compilation.
+      compiling: Seconds of compilation, or of PyTorch's first two steps.
       full, reduced: Microseconds a step and run on all samples and on groups of them: medians of
         the chunks in which all runs were in that phase, NaN where there was none.
     """
 
-    state: training.State
+    params: Params
     seconds: float
     compiling: float
     full: float
@@ -163,7 +163,7 @@ def timed(progress: Iterator[sweep.Progress], num_runs: int, total: int | None =
         jax.monitoring.unregister_event_duration_listener(note)
     seconds = time.perf_counter() - started - sum(compiling)
     phases = (float(np.median(chunks[key] or [np.nan])) for key in (False, True))
-    return Timing(item.state, seconds, sum(compiling), *phases)
+    return Timing(item.state.params, seconds, sum(compiling), *phases)
 
 
 def methods(config: Config) -> Iterator[dict[str, Any]]:
@@ -176,10 +176,9 @@ def methods(config: Config) -> Iterator[dict[str, Any]]:
     every = max(1, config.num_steps // RECORDS)
     fastest = peak()
 
-    def row(name: str, state: Params, seconds: float, steps: int, timing: Timing | None = None):
-        """Of `seconds` for `steps` of all runs, which reached `state`."""
-        per_step = 1e6 * seconds / (steps * config.num_seeds)
-        full, reduced = (timing.full, timing.reduced) if timing else (per_step, math.nan)
+    def row(name: str, timing: Timing, steps: int) -> dict[str, Any]:
+        """Of `steps` of all runs."""
+        per_step = 1e6 * timing.seconds / (steps * config.num_seeds)
 
         def share(columns: int, microseconds: float) -> float:
             return floating_operations(config.problem, columns) / (1e-6 * microseconds * fastest)
@@ -189,13 +188,13 @@ def methods(config: Config) -> Iterator[dict[str, Any]]:
             "microseconds": per_step,
             "seconds": 1e-6 * per_step * config.num_steps * config.num_seeds,
             "timed_steps": steps,
-            "compile_seconds": timing.compiling if timing else 0.0,
-            "microseconds_full": full,
-            "microseconds_reduced": reduced,
-            "share_of_peak_full": share(config.problem.num_samples, full),
-            "share_of_peak_reduced": share(config.num_classes, reduced),
+            "compile_seconds": timing.compiling,
+            "microseconds_full": timing.full,
+            "microseconds_reduced": timing.reduced,
+            "share_of_peak_full": share(config.problem.num_samples, timing.full),
+            "share_of_peak_reduced": share(config.num_classes, timing.reduced),
             "gigaflops_peak": 1e-9 * fastest,
-            "losses": " ".join(f"{loss:.6f}" for loss in losses(state, config)),
+            "losses": " ".join(f"{loss:.6f}" for loss in losses(timing.params, config)),
         }
 
     if has_torch():
@@ -203,17 +202,19 @@ def methods(config: Config) -> Iterator[dict[str, Any]]:
 
         first = jax.device_get(next(run(**early)).state.params)
         setting = config.problem, config.weight_decay, config.learning_rate, config.baseline_steps
+        made = config.baseline_steps * config.num_seeds
         for name, descend in (
             ("PyTorch, one run after the other", torch_descent.serial),
             ("PyTorch, bmm", torch_descent.batched),
             ("PyTorch, bmm, torch.compile", torch_descent.compiled),
         ):
             try:
-                params, seconds = descend(first, *setting)
+                params, seconds, warm_up = descend(first, *setting)
             except RuntimeError as error:  # Such as torch.compile without a C++ compiler.
                 print(f"{name} cannot be run here: {str(error).splitlines()[0]}")
                 continue
-            yield row(name, params, seconds, config.baseline_steps)
+            timing = Timing(params, seconds, warm_up, 1e6 * seconds / made, math.nan)
+            yield row(name, timing, config.baseline_steps)
     for reduce, steps, record_every in (
         (False, config.baseline_steps, config.baseline_steps),
         (False, config.num_steps, every),
@@ -222,7 +223,7 @@ def methods(config: Config) -> Iterator[dict[str, Any]]:
         progress = run(num_steps=steps, record_every=record_every, reduce=reduce)
         timing = timed(progress, config.num_seeds, steps)
         name = f"{'dufm_jax' if reduce else 'dufm_jax, --noreduce'}, {steps:,} steps"
-        yield row(name, timing.state.params, timing.seconds, steps, timing)
+        yield row(name, timing, steps)
 
 
 def scaling(config: Config) -> Iterator[dict[str, Any]]:

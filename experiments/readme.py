@@ -1,7 +1,7 @@
 r"""Writes the measured parts of README.md, from records of runs.
 
   python -m experiments.readme --figure2=results/dufm_training \
-      --initialisation=results/initialisation
+      --initialisation=results/initialisation --benchmark=results/benchmark
 
 takes the records of finished runs into experiments/gallery, and without flags
 `python -m experiments.readme` writes README.md again from what is there.
@@ -13,12 +13,13 @@ import shutil
 import statistics
 from pathlib import Path
 
-from experiments import cli, initialisation, records
+from experiments import benchmark_figure, cli, initialisation, records
 
 ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "experiments" / "gallery"
 FIGURE2 = GALLERY / "figure2_top"
 INITIALISATION = GALLERY / "initialisation"
+BENCHMARK = GALLERY / "benchmark"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Config:
 
     figure2: str = cli.flag("", "Folder of a run of experiments.dufm_training with no flags.")
     initialisation: str = cli.flag("", "Folder of a run of experiments.initialisation.")
+    benchmark: str = cli.flag("", "Folder of a run of experiments.benchmark with no flags.")
 
 
 def collect(source: Path, target: Path, names: tuple[str, ...]) -> None:
@@ -41,7 +43,11 @@ def collect(source: Path, target: Path, names: tuple[str, ...]) -> None:
 
 def render(text: str) -> str:
     """README.md with its measured blocks written anew."""
-    blocks = {"figure2": figure2(), "initialisation": initialisation_table()}
+    blocks = {
+        "figure2": figure2(),
+        "initialisation": initialisation_table(),
+        "benchmark": benchmark_table(),
+    }
     for name, block in blocks.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         pattern = re.compile(f"{begin}.*{end}", re.DOTALL)
@@ -114,6 +120,60 @@ def initialisation_table() -> str:
     return "\n".join(lines)
 
 
+def benchmark_table() -> str:
+    """The picture and the table of `experiments.benchmark`."""
+    config = records.read_config(BENCHMARK)
+    rows = records.read_csv(BENCHMARK / benchmark_figure.METHODS)
+    slowest = float(rows[0]["seconds"])
+    lines = [
+        f"![Time of {config['num_seeds']} runs by method, and its scaling]"
+        f"({(BENCHMARK / records.FIGURE).relative_to(ROOT)})",
+        "",
+        f"{config['num_seeds']} runs of {config['num_steps']:,} steps in float32, K = "
+        f"{config['num_classes']}, n = {config['samples_per_class']}, L = {config['depth']}, width "
+        f"{config['width']}, from identical arrays, on {config['num_devices']} x "
+        f"{config['devices'][0]}, whose peak in large float32 products is "
+        f"{float(rows[0]['gigaflops_peak']):.0f} GFLOP/s; jax {config['versions']['jax']}, PyTorch "
+        f"{config['torch']}. Compilation (in PyTorch the first two steps) is apart; where fewer "
+        "steps were timed, the seconds are scaled up.",
+        "",
+        "| | steps timed | seconds | times as fast | µs a step and run | on all samples "
+        "| on a column a class | compilation, s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        phases = [
+            f"{float(row[f'microseconds_{phase}']):.1f} "
+            f"({float(row[f'share_of_peak_{phase}']):.0%} of peak)"
+            if row[f"microseconds_{phase}"]
+            else "-"
+            for phase in ("full", "reduced")
+        ]
+        seconds = float(row["seconds"])
+        lines.append(
+            f"| {row['method'].rpartition(', ')[0] if 'steps' in row['method'] else row['method']} "
+            f"| {int(row['timed_steps']):,} | {seconds:,.0f} | {slowest / seconds:.1f} "
+            f"| {float(row['microseconds']):.1f} | {phases[0]} | {phases[1]} "
+            f"| {float(row['compile_seconds']):.1f} |"
+        )
+    without, reduced = (
+        [float(loss) for loss in row["losses"].split()]
+        for row in rows
+        if int(row["timed_steps"]) == config["num_steps"]
+    )
+    apart = max(abs(b / a - 1) for a, b in zip(without, reduced, strict=True))
+    lines += [
+        "",
+        f"Final losses of the runs without and with the reduction differ by {apart:.2%} at most:",
+        "",
+        "| seed | " + " | ".join(map(str, range(len(without)))) + " |",
+        "| --- |" + " ---: |" * len(without),
+        "| without | " + " | ".join(f"{loss:.5f}" for loss in without) + " |",
+        "| with | " + " | ".join(f"{loss:.5f}" for loss in reduced) + " |",
+    ]
+    return "\n".join(lines)
+
+
 def main(config: Config) -> None:
     """Collects the records named and writes README.md."""
     if config.figure2:
@@ -124,6 +184,9 @@ def main(config: Config) -> None:
             INITIALISATION,
             (initialisation.SUMMARY,),
         )
+    if config.benchmark:
+        names = records.CONFIG, benchmark_figure.METHODS, benchmark_figure.SCALING, records.FIGURE
+        collect(Path(config.benchmark), BENCHMARK, names)
     path = ROOT / "README.md"
     path.write_text(render(path.read_text()))
     print(f"Wrote {path.name}.")

@@ -21,7 +21,7 @@ def device() -> torch.device:
 
 def serial(
     params: Params, problem: Problem, decay: float, learning_rate: float, num_steps: int
-) -> tuple[Params, float]:
+) -> tuple[Params, float, float]:
     """One run after the other.
 
     Args:
@@ -32,39 +32,39 @@ def serial(
       num_steps: Updates of each run.
 
     Returns:
-      The parameters reached, leaves [R, ...], and the seconds it took.
+      The parameters reached, leaves [R, ...], the seconds it took, and those of a warm-up before.
     """
     leaves = [np.asarray(leaf) for leaf in (params.features, *params.weights)]
-    runs, seconds = [], 0.0
+    runs, seconds, warm_up = [], 0.0, 0.0
     for index in range(len(params.features)):
-        run, taken = _descend(
+        run, taken, first = _descend(
             [leaf[index] for leaf in leaves], _fit(problem), decay, learning_rate, num_steps
         )
         runs.append(run)
-        seconds += taken
-    return _params([np.stack(leaf) for leaf in zip(*runs, strict=True)]), seconds
+        seconds, warm_up = seconds + taken, warm_up + first
+    return _params([np.stack(leaf) for leaf in zip(*runs, strict=True)]), seconds, warm_up
 
 
 def batched(
     params: Params, problem: Problem, decay: float, learning_rate: float, num_steps: int
-) -> tuple[Params, float]:
+) -> tuple[Params, float, float]:
     """All runs at once, by `bmm`; otherwise as `serial`."""
     return _together(params, _fit(problem), decay, learning_rate, num_steps)
 
 
 def compiled(
     params: Params, problem: Problem, decay: float, learning_rate: float, num_steps: int
-) -> tuple[Params, float]:
-    """All runs at once, through `torch.compile`; compilation is not timed."""
+) -> tuple[Params, float, float]:
+    """All runs at once, through `torch.compile`, which compiles in the warm-up."""
     return _together(params, torch.compile(_fit(problem)), decay, learning_rate, num_steps)
 
 
 def _together(
     params: Params, fit: Callable, decay: float, learning_rate: float, num_steps: int
-) -> tuple[Params, float]:
+) -> tuple[Params, float, float]:
     leaves = [np.asarray(leaf) for leaf in (params.features, *params.weights)]
-    reached, seconds = _descend(leaves, fit, decay, learning_rate, num_steps)
-    return _params(reached), seconds
+    reached, seconds, warm_up = _descend(leaves, fit, decay, learning_rate, num_steps)
+    return _params(reached), seconds, warm_up
 
 
 def _params(leaves: list[np.ndarray]) -> Params:
@@ -89,8 +89,9 @@ def _fit(problem: Problem) -> Callable[..., torch.Tensor]:
 
 def _descend(
     leaves: list[np.ndarray], fit: Callable, decay: float, learning_rate: float, num_steps: int
-) -> tuple[list[np.ndarray], float]:
-    """Descends twice as a warm-up, and then from the start for `num_steps`, which are timed."""
+) -> tuple[list[np.ndarray], float, float]:
+    """Makes two steps as a warm-up, and then `num_steps` from the start; returns both times."""
+    times = []
     for steps in (2, num_steps):
         tensors = [torch.tensor(leaf, device=device(), requires_grad=True) for leaf in leaves]
         optimizer = torch.optim.SGD(tensors, lr=learning_rate, weight_decay=decay)
@@ -101,8 +102,8 @@ def _descend(
             fit(*tensors).backward()
             optimizer.step()
         _wait()
-        seconds = time.perf_counter() - started
-    return [tensor.detach().cpu().numpy() for tensor in tensors], seconds
+        times.append(time.perf_counter() - started)
+    return [tensor.detach().cpu().numpy() for tensor in tensors], times[1], times[0]
 
 
 def _wait() -> None:

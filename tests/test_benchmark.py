@@ -67,8 +67,9 @@ def test_phases_are_told_apart_and_compilation_is_left_out(tmp_path):
     grid = sweep.Grid.product((0, 1), (0.01,), (0.1,))
     progress = sweep.run(problem, grid, num_steps=60, record_every=10, reduce=False)
     timing = benchmark.timed(progress, 2)
-    assert timing.state.step.tolist() == [60, 60]
+    assert timing.params.features.shape == (2, *problem.features_shape)
     assert timing.compiling > 0
+    assert timing.seconds > 0
     full, reduced = benchmark.phases(config(tmp_path, learning_rate=0.01))
     assert full > 0
     assert reduced > 0
