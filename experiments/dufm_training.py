@@ -1,7 +1,7 @@
 """Gradient descent on the deep unconstrained features model: Figure 2 (top) of the paper.
 
-  python -m experiments.dufm_training                  # Figure 2 (top), 3 minutes on 2 cores
-  python -m experiments.dufm_training --preset=quick   # the same with fewer steps, a minute
+  python -m experiments.dufm_training                  # Figure 2 (top), 20 seconds on 2 cores
+  python -m experiments.dufm_training --preset=quick   # the same with fewer steps
 
 Trains one model for each seed, weight decay and learning rate, all in one program, compares them
 with the DNC and SRG solutions, and writes into --out:

@@ -1,6 +1,6 @@
 """Which solution gradient descent finds depends on the initialisation, which the paper leaves open.
 
-  python -m experiments.initialisation     # about half an hour on 2 cores
+  python -m experiments.initialisation     # 3 minutes on 2 cores
 
 Repeats `experiments.dufm_training` (Figure 2, top) for several scales and distributions of the
 initial parameters, each in a folder of its own below --out, and writes summary.csv there, a row a
