@@ -6,9 +6,9 @@
 Times, from identical initial arrays in float32, in the setting of Figure 2 (top): PyTorch with one
 run after the other, by `bmm` over the runs, and that through `torch.compile`; and this package with
 and without the reduction to groups of samples. PyTorch is timed on --baseline_steps, the fastest of
-three times, and scaled up to --num_steps, which this package makes in full. PyTorch is an extra: without
-`pip install -e '.[bench]'` its rows are left out. Runs on a GPU where JAX sees one (and PyTorch,
-where it sees one too).
+three times, and scaled up to --num_steps, which this package makes in full. PyTorch is an extra:
+without `pip install -e '.[bench]'` its rows are left out. Runs on a GPU where JAX sees one (and
+PyTorch, where it sees one too).
 
 Writes into --out methods.csv (a row a method), scaling.csv (time by phase over the number of runs,
 K, width and L), config.json and figure.png, and prints the tables.
