@@ -209,14 +209,14 @@ def methods(config: Config) -> Iterator[dict[str, Any]]:
             ("PyTorch, bmm, torch.compile", torch_descent.compiled),
         ):
             try:
-                # The fastest of three, since it takes seconds and any disturbance would favour us.
-                params, seconds, warm_up = min(
-                    (descend(first, *setting) for _ in range(3)), key=lambda found: found[1]
-                )
+                # The fastest of three, since it takes seconds and any disturbance would favour us;
+                # the first has compiled for the others.
+                tries = [descend(first, *setting) for _ in range(3)]
             except RuntimeError as error:  # Such as torch.compile without a C++ compiler.
                 print(f"{name} cannot be run here: {str(error).splitlines()[0]}")
                 continue
-            timing = Timing(params, seconds, warm_up, 1e6 * seconds / made, math.nan)
+            params, seconds, _ = min(tries, key=lambda found: found[1])
+            timing = Timing(params, seconds, tries[0][2], 1e6 * seconds / made, math.nan)
             yield row(name, timing, config.baseline_steps)
     for reduce, steps, record_every in (
         (False, config.baseline_steps, config.baseline_steps),
