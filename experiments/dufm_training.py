@@ -246,7 +246,11 @@ def _rows(
             loss = math.nan
         after = list(enumerate(one.after, start=1))
         before = list(enumerate(one.before, start=2))
-        distances = [structure.srg_distance(np.asarray(layer.gram)) for layer in one.after[1:-1]]
+        grams = [np.asarray(layer.gram, np.float64) for layer in one.after[1:]]
+        distances = [structure.srg_distance(gram) for gram in grams[:-1]]
+        found = [structure.recognise(gram) for gram in grams]
+        # The last ReLU changes the Gram matrix of every solution but DNC.
+        shared = {entry.name for entry in found[:-1] or found}
         row = {
             "seed": seed,
             "weight_decay": decay,
@@ -260,8 +264,11 @@ def _rows(
             "dnc_loss": dnc_loss,
             "srg_loss": srg_loss,
             "below_dnc": loss < dnc_loss if alive and math.isfinite(dnc_loss) else None,
+            "structure": shared.pop() if alive and len(shared) == 1 else structure.NONE,
             "srg_distance": np.max(distances) if distances else math.nan,
         }
+        row |= {f"structure_{n}": entry.name for n, entry in enumerate(found, start=2)}
+        row |= {f"structure_residual_{n}": entry.residual for n, entry in enumerate(found, start=2)}
         row |= {f"rank_{n}": layer.rank if alive else None for n, layer in after[1:]}
         row |= {f"rank_before_{n}": layer.rank if alive else None for n, layer in before}
         for name in ("dnc1", "spectral_gap", "condition_number", "orthogonal_frame_distance"):
@@ -324,7 +331,7 @@ _ANSWERS = {True: "yes", False: "no", None: "-"}
 def table(rows: Sequence[dict[str, Any]], depth: int) -> str:
     """The end of each run, for the terminal: loss, ranks, and where it lies."""
     header = "seed  decay    rate    loss      ranks M_2..M_L  before ReLU  below DNC  "
-    lines = [header + "loss/SRG-1  Gram to SRG"]
+    lines = [header + "loss/SRG-1  Gram to SRG  structure"]
     for row in rows:
         if row["diverged_at"] is not None:
             end = f"diverged at step {row['diverged_at']}"
@@ -339,7 +346,8 @@ def table(rows: Sequence[dict[str, Any]], depth: int) -> str:
             )
             end = (
                 f"{row['loss']:<8.6g}  {after:<15s} {before:<12s} "
-                f"{_ANSWERS[row['below_dnc']]:<10s} {excess:>10s}  {distance:>11s}"
+                f"{_ANSWERS[row['below_dnc']]:<10s} {excess:>10s}  {distance:>11s}  "
+                f"{row['structure']}"
             )
         lines.append(
             f"{row['seed']:4d}  {row['weight_decay']:<7g}  {row['learning_rate']:<6g}  {end}"
