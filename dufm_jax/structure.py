@@ -69,7 +69,7 @@ def recognise(gram: Float[np.ndarray, "K K"], tolerance: float = TOLERANCE) -> S
     """
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"a Gram matrix must be square, got shape {gram.shape}.")
-    norm = np.linalg.norm(gram)
+    norm = float(np.linalg.norm(gram))
     if not np.isfinite(norm):
         return Structure(NONE, float("nan"))
     if np.linalg.norm(gram - gram.T) > 1e-3 * norm:

@@ -13,7 +13,7 @@ import shutil
 import statistics
 from pathlib import Path
 
-from experiments import benchmark_figure, cli, initialisation, records
+from experiments import benchmark_figure, cli, records, studies
 
 ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "experiments" / "gallery"
@@ -62,7 +62,7 @@ def figure2() -> str:
     config = records.read_config(FIGURE2)
     runs = records.read_runs(FIGURE2)
     depth = config["depth"]
-    row = initialisation.summarise(runs, depth)
+    row = studies.summarise(runs, depth)
     losses = [float(run["loss"]) for run in runs]
     lines = [
         f"![Losses, DNC1 and singular values of {len(runs)} runs]"
@@ -99,7 +99,7 @@ def figure2() -> str:
 
 def initialisation_table() -> str:
     """The table of `experiments.initialisation`."""
-    rows = records.read_csv(INITIALISATION / initialisation.SUMMARY)
+    rows = records.read_csv(INITIALISATION / studies.SUMMARY)
     lines = [
         f"After {int(rows[0]['steps']):,} steps; ranks of M_2 as rank:runs.",
         "",
@@ -182,7 +182,7 @@ def main(config: Config) -> None:
         collect(
             Path(config.initialisation),
             INITIALISATION,
-            (initialisation.SUMMARY,),
+            (studies.SUMMARY,),
         )
     if config.benchmark:
         names = records.CONFIG, benchmark_figure.METHODS, benchmark_figure.SCALING, records.FIGURE

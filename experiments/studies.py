@@ -1,0 +1,87 @@
+"""What the studies share: trainings in folders of their own, and their summary in one row."""
+
+import collections
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import dufm_training, records
+
+SUMMARY = "summary.csv"
+
+
+def check(trainings: Iterable[dufm_training.Config]) -> None:
+    """Raises a ValueError if a folder holds the finished runs of other settings."""
+    for training in trainings:
+        folder = Path(training.out)
+        if (folder / records.RUNS).exists():
+            found = records.read_config(folder)
+            for name, value in training.settings.items():
+                if found.get(name) != value:
+                    raise ValueError(
+                        f"{folder} holds runs with {name}={found.get(name)}, not {value}; name "
+                        "another --out."
+                    )
+
+
+def train(training: dufm_training.Config) -> list[dict[str, str]]:
+    """The rows of runs.csv, of a finished run where the folder holds one."""
+    folder = Path(training.out)
+    if not (folder / records.RUNS).exists():
+        dufm_training.run(training)
+    return records.read_runs(folder)
+
+
+def ended(runs: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The runs that did not diverge."""
+    return [row for row in runs if row["diverged_at"] == ""]
+
+
+def ranks(row: Mapping[str, str], depth: int) -> list[int]:
+    """Of the intermediate layers, 2, ..., L - 1 and layer L before its ReLU."""
+    return [int(row[f"rank_{layer}"]) for layer in range(2, depth)] + [
+        int(row[f"rank_before_{depth}"])
+    ]
+
+
+def is_dnc(row: Mapping[str, str], depth: int) -> bool:
+    """Whether the class means of all layers 2, ..., L are orthogonal frames."""
+    names = [row[f"structure_{layer}"] for layer in range(2, depth + 1)]
+    return all(name.startswith("DNC(") and "+" not in name for name in names)
+
+
+def counts(values: Iterable[Any]) -> str:
+    """How often each value occurs, as value:count, the most frequent first."""
+    ordered = sorted(collections.Counter(values).items(), key=lambda pair: (-pair[1], pair[0]))
+    return " ".join(f"{value}:{count}" for value, count in ordered)
+
+
+def summarise(runs: Sequence[Mapping[str, str]], depth: int) -> dict[str, Any]:
+    """One row of summary.csv from the rows of runs.csv, all of one setting."""
+    alive = ended(runs)
+    losses = [float(row["loss"]) for row in alive] or [math.nan]
+    intermediate = [ranks(row, depth) for row in alive]
+    return {
+        "runs": len(runs),
+        "diverged": len(runs) - len(alive),
+        "below_dnc": sum(row["below_dnc"] == "True" for row in alive),
+        "dnc_loss": runs[0]["dnc_loss"],
+        "srg_loss": runs[0]["srg_loss"],
+        "loss_min": min(losses),
+        "loss_median": statistics.median(losses),
+        "loss_max": max(losses),
+        "ranks": counts(row[0] for row in intermediate),
+        "equal_ranks": sum(len(set(row)) == 1 for row in intermediate),
+        "dnc_found": sum(is_dnc(row, depth) for row in alive),
+        "srg_found": sum(
+            row["structure"].startswith("triangular(") and "+" not in row["structure"]
+            for row in alive
+        ),
+        "structures": counts(row["structure"] for row in alive),
+        "dnc1_largest": max(
+            (float(row[f"dnc1_{layer}"]) for row in alive for layer in range(1, depth + 1)),
+            default=math.nan,
+        ),
+    }
