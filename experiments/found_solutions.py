@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray
 
-from experiments import cli, dufm_training, records, studies
+from experiments import cli, dufm_training, panels, records, studies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,11 +174,7 @@ def _means(arrays: xarray.Dataset, layer: int, before: bool) -> tuple[np.ndarray
 def _matrix(layer: int, before: bool = False) -> Panel:
     def panel(axis: plt.Axes, arrays: xarray.Dataset) -> None:
         values, name = _means(arrays, layer, before)
-        norms = np.linalg.norm(values, axis=1)
-        shown = values[norms > 1e-2 * norms.max()]
-        # Units in the order of the first class that they are active on.
-        order = np.lexsort(np.round(-shown / np.abs(shown).max(), 1).T[::-1])
-        _show(axis, shown[order], rf"${name}$", "class", "unit")
+        panels.show(axis, panels.active(values), rf"${name}$", "class", "unit")
 
     return panel
 
@@ -186,24 +182,9 @@ def _matrix(layer: int, before: bool = False) -> Panel:
 def _gram(layer: int, before: bool = False) -> Panel:
     def panel(axis: plt.Axes, arrays: xarray.Dataset) -> None:
         values, name = _means(arrays, layer, before)
-        _show(axis, values.T @ values, rf"${name}^\top {name}$", "class", "class")
+        panels.show(axis, values.T @ values, rf"${name}^\top {name}$", "class", "class")
 
     return panel
-
-
-def _show(axis: plt.Axes, values: np.ndarray, title: str, columns: str, rows: str) -> None:
-    limit = np.abs(values).max()
-    signed = values.min() < -1e-2 * limit
-    image = axis.imshow(
-        values,
-        cmap="RdBu_r" if signed else "viridis",
-        vmin=-limit if signed else 0,
-        vmax=limit,
-        aspect="auto",
-        interpolation="nearest",
-    )
-    axis.set(title=title, xlabel=columns, ylabel=rows)
-    plt.colorbar(image, ax=axis, fraction=0.05)
 
 
 def _singular_values(layer: int, before: bool = False) -> Panel:

@@ -1,0 +1,27 @@
+"""Pictures of matrices, as several figures show them."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def active(means: np.ndarray) -> np.ndarray:
+    """The rows (units) that are not off, in the order of the first class they are active on."""
+    norms = np.linalg.norm(means, axis=1)
+    shown = means[norms > 1e-2 * norms.max()]
+    return shown[np.lexsort(np.round(-shown / np.abs(shown).max(), 1).T[::-1])]
+
+
+def show(axis: plt.Axes, values: np.ndarray, title: str, columns: str, rows: str) -> None:
+    """A matrix with its colour bar; white is zero where entries have both signs."""
+    limit = np.abs(values).max()
+    signed = values.min() < -1e-2 * limit
+    image = axis.imshow(
+        values,
+        cmap="RdBu_r" if signed else "viridis",
+        vmin=-limit if signed else 0,
+        vmax=limit,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axis.set(title=title, xlabel=columns, ylabel=rows)
+    plt.colorbar(image, ax=axis, fraction=0.05)
