@@ -44,7 +44,7 @@ class Config:
     largest_order: int = cli.flag(300, "Left: the largest r of the closed form.")
     largest_built: int = cli.flag(12, "Left: the largest r of built solutions.")
     rank_decays: Sequence[float] = cli.flag(
-        tuple(2.0**power for power in np.arange(-11, -6.9, 0.5)), "Middle: the weight decays."
+        tuple(2.0**power for power in np.arange(-10.5, -8.2, 0.25)), "Middle: the weight decays."
     )
     rank_seeds: int = cli.flag(20, "Middle: runs for each decay.")
     rank_width: int = cli.flag(30, "Middle: the width.")

@@ -81,8 +81,8 @@ def figure2() -> str:
         f"{row['srg_found']} found the SRG solution.",
         "",
         "| seed | loss | ranks of M_2 ... M_L | before the ReLU | DNC1 of H_1 ... H_L "
-        "| distance of the Gram matrix to SRG |",
-        "| ---: | ---: | --- | --- | --- | ---: |",
+        "| distance of the Gram matrix to SRG | its structure |",
+        "| ---: | ---: | --- | --- | --- | ---: | --- |",
     ]
     for run in runs:
         ranks, before = (
@@ -92,7 +92,7 @@ def figure2() -> str:
         dnc1 = " ".join(f"{float(run[f'dnc1_{layer}']):.0e}" for layer in range(1, depth + 1))
         lines.append(
             f"| {run['seed']} | {float(run['loss']):.5f} | {ranks} | {before} | {dnc1} "
-            f"| {float(run['srg_distance']):.3f} |"
+            f"| {float(run['srg_distance']):.3f} | {run['structure']} |"
         )
     return "\n".join(lines)
 
