@@ -82,6 +82,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing, and returns the rows of summary.csv."""
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
     rows = []
     for claim, training in config.trainings:
         runs = studies.train(training)
@@ -99,7 +102,7 @@ def run(config: Config) -> list[dict[str, Any]]:
                     **row,
                 }
             )
-    records.write_csv(Path(config.out) / studies.SUMMARY, rows)
+    records.write_csv(folder / studies.SUMMARY, rows)
     return rows
 
 

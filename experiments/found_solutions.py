@@ -97,6 +97,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing, and returns the rows of summary.csv."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    settings = dataclasses.asdict(config) | records.environment()
+    records.write_json(config.folder / records.CONFIG, settings)
     rows = []
     for sweep, training in zip(FIGURES[config.figure], config.trainings, strict=True):
         runs = studies.train(training)

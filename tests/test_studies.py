@@ -14,6 +14,7 @@ from experiments import (
     figure1,
     figure3,
     found_solutions,
+    ledger,
     lemmas,
     panels,
     records,
@@ -162,3 +163,17 @@ def test_summary_counts():
 def test_units_that_are_off_are_not_shown():
     means = np.array([[0.0, 1], [0, 0], [1, 0]])
     np.testing.assert_array_equal(panels.active(means), [[1, 0], [0, 1]])
+
+
+def test_ledger_is_up_to_date_and_has_every_claim():
+    assert ledger.PATH.read_text() == ledger.render()
+    assert {claim.records for claim in ledger.CLAIMS} == {"figure2_top", *ledger.TABLES}
+    for claim in ledger.CLAIMS:
+        name = claim.command.split()[0]
+        assert (ledger.readme.ROOT / "experiments" / f"{name}.py").exists()
+
+
+def test_verdicts():
+    assert ledger._verdict([True, True]) == ledger.YES
+    assert ledger._verdict([True, False]) == ledger.PARTLY
+    assert ledger._verdict([False]) == ledger.NO
