@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, figure3, readme, records, studies, theorems
+from experiments import cli, figure3, readme, records, smoothed, studies, theorems
 
 PATH = readme.ROOT / "experiments" / "LEDGER.md"
 TABLES: dict[str, tuple[str, ...]] = {
@@ -22,6 +22,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     **{f"figure{number}": (studies.SUMMARY, records.FIGURE) for number in (5, 6, 7, 8)},
     "theorems": (theorems.LEMMAS, theorems.ORDER, theorems.RATE, theorems.COLUMNS),
     "extremes": (studies.SUMMARY,),
+    "smoothed": (smoothed.SMOOTHED,),
 }
 YES, PARTLY, NO = "reproduced", "in part", "not reproduced"
 _COLLAPSED = 1e-4  # DNC1 below this counts as collapsed.
@@ -43,6 +44,7 @@ class Config:
     figure8: str = _folder("experiments.found_solutions --figure=8")
     theorems: str = _folder("experiments.theorems")
     extremes: str = _folder("experiments.extremes")
+    smoothed: str = _folder("experiments.smoothed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +256,15 @@ def _columns() -> tuple[str, str]:
     return text, _verdict(row["largest_change"] <= 0 for row in rows)
 
 
+def _smoothed() -> tuple[str, str]:
+    rows = _table("smoothed", smoothed.SMOOTHED)
+    text = "epsilon: distance at the least loss found, bound: " + "; ".join(
+        f"{row['epsilon']:.0e}: {row['distance_at_best_max']:.1e}, {row['bound']:.1e}"
+        for row in rows
+    )
+    return text, _verdict(row["distance_at_best_max"] <= row["bound"] for row in rows)
+
+
 def _lemmas() -> tuple[str, str]:
     rows = [r for r in _table("theorems", theorems.LEMMAS) if "printed" not in r["statement"]]
     worst = max(row["largest_relative_error"] for row in rows)
@@ -412,6 +423,14 @@ CLAIMS = (
         "theorems",
         "the best column of each class, n times, never has a higher loss",
         _columns,
+    ),
+    Claim(
+        "Theorem 8",
+        "Section 5",
+        "smoothed",
+        "smoothed",
+        "at an optimum of the smoothed model, features of a class are within Eq. (5)",
+        _smoothed,
     ),
     Claim("Lemmas 12 to 18", "Appendix A.1", "theorems", "theorems", "closed forms", _lemmas),
     Claim("Errata", "Appendix A.1, Section 6", "theorems", "theorems", "as printed", _errata),

@@ -18,6 +18,7 @@ from experiments import (
     lemmas,
     panels,
     records,
+    smoothed,
     studies,
     theorems,
 )
@@ -151,6 +152,16 @@ def test_extremes(tmp_path, monkeypatch):
     assert [(row["num_classes"], row["depth"]) for row in rows] == [(2, 2)] * 2 + [(4, 3)] * 2
     assert rows[0]["weight_decay"] == pytest.approx(0.002 * 5)
     assert all(row["runs"] == 2 for row in rows)
+
+
+def test_smoothed(tmp_path):
+    config = smoothed.Config(out=str(tmp_path), epsilons=(0.1, 0.01), num_seeds=2, num_steps=400)
+    rows = smoothed.run(config)
+    assert rows[0]["bound"] == pytest.approx(10 * rows[1]["bound"])
+    assert all(0 < row["distance_best"] <= row["distance_all_max"] for row in rows)
+    with pytest.raises(ValueError, match="Theorem 8") as error:
+        smoothed.Config(weight_decay=0.3)
+    cases.assert_one_sentence(str(error.value))
 
 
 def test_summary_counts():
