@@ -122,10 +122,22 @@ def run(config: Config) -> list[dict[str, Any]]:
                 "shown_srg_distance": chosen["srg_distance"],
                 "shown_ranks": " ".join(chosen[f"rank_{layer}"] for layer in layers),
                 "shown_ranks_before": " ".join(chosen[f"rank_before_{layer}"] for layer in layers),
+                "shown_relu_changes": " ".join(
+                    f"{change:.1e}" for change in relu_changes(Path(training.out), index)
+                ),
             }
         )
     records.write_csv(config.folder / studies.SUMMARY, rows)
     return rows
+
+
+def relu_changes(folder: Path, run: int) -> np.ndarray:
+    """How much the ReLU changes the class means of layers 2, ..., L, relative, by norm."""
+    arrays = records.read_arrays(folder).isel(run=run)
+    before = arrays.class_means_before.values
+    after = arrays.class_means.sel(layer=arrays.hidden.values).values
+    norms = np.linalg.norm(before, axis=(1, 2))
+    return np.linalg.norm(after - before, axis=(1, 2)) / norms
 
 
 def _choose(runs: list[dict[str, str]], shown: str) -> int:
@@ -219,8 +231,13 @@ def _loss(axis: plt.Axes, arrays: xarray.Dataset) -> None:
 LAYOUTS: dict[str, list[list[Panel | None]]] = {
     "5": [[_loss, _matrix(3), _matrix(4, before=True), _gram(3)]],
     "6": [
-        [_singular_values(2, before=True), _matrix(2, before=True), _matrix(6, before=True)],
-        [_singular_values(6, before=True), _singular_values(6), _matrix(6)],
+        [
+            _singular_values(2, before=True),
+            _matrix(2, before=True),
+            _matrix(6, before=True),
+            _matrix(6),
+        ],
+        [_singular_values(6, before=True), _singular_values(6), None, None],
     ],
     "7": [
         [_gram(3, before=True), _matrix(3, before=True), _matrix(4, before=True)],

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 
 def active(means: np.ndarray) -> np.ndarray:
@@ -24,4 +25,6 @@ def show(axis: plt.Axes, values: np.ndarray, title: str, columns: str, rows: str
         interpolation="nearest",
     )
     axis.set(title=title, xlabel=columns, ylabel=rows)
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_locator(MaxNLocator(integer=True))
     plt.colorbar(image, ax=axis, fraction=0.05)

@@ -47,6 +47,7 @@ def render(text: str) -> str:
         "figure2": figure2(),
         "initialisation": initialisation_table(),
         "benchmark": benchmark_table(),
+        "gallery": gallery(),
     }
     for name, block in blocks.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -95,6 +96,26 @@ def figure2() -> str:
             f"| {float(run['srg_distance']):.3f} | {run['structure']} |"
         )
     return "\n".join(lines)
+
+
+PICTURES = {
+    "figure1": "Figure 1: the SRG solution for K = 10 and L = 4, and DNC (right)",
+    "figure3": "Figure 3: the gap over K; rank over weight decay; how often width leads to DNC",
+    "figure5": "Figure 5: low-rank solutions for K = 3, 4 and 5; for K = 4 the square graph",
+    "figure6": "Figure 6: many layers, K = 15 and L = 7, where the rank grows late",
+    "figure7": "Figure 7: close to SRG but of lower loss, K = 6",
+    "figure8": "Figure 8: the same for K = 15",
+}
+
+
+def gallery() -> str:
+    """The pictures of figures other than Figure 2 that have been collected by the ledger."""
+    parts = []
+    for name, caption in PICTURES.items():
+        path = GALLERY / name / records.FIGURE
+        if path.exists():
+            parts.append(f"**{caption}**\n\n![{caption}]({path.relative_to(ROOT)})")
+    return "\n\n".join(parts)
 
 
 def initialisation_table() -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import datetime
 import importlib.metadata
 import json
 import math
@@ -57,10 +58,11 @@ def claim(out: str, overwrite: bool) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """What a run ran on: versions, devices and the commit of the source."""
+    """When and on what a run ran: the day, versions, devices and the commit of the source."""
     root = Path(__file__).parent
     commit = _git(root, "rev-parse", "HEAD")
     return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",

@@ -10,6 +10,7 @@ from typing import Any
 from experiments import dufm_training, records
 
 SUMMARY = "summary.csv"
+COLLAPSED = 1e-4  # A run whose DNC1 is below this in every layer counts as collapsed.
 
 
 def check(trainings: Iterable[dufm_training.Config]) -> None:
@@ -63,6 +64,7 @@ def summarise(runs: Sequence[Mapping[str, str]], depth: int) -> dict[str, Any]:
     alive = ended(runs)
     losses = [float(row["loss"]) for row in alive] or [math.nan]
     intermediate = [ranks(row, depth) for row in alive]
+    dnc1 = [max(float(row[f"dnc1_{layer}"]) for layer in range(1, depth + 1)) for row in alive]
     return {
         "runs": len(runs),
         "diverged": len(runs) - len(alive),
@@ -80,8 +82,6 @@ def summarise(runs: Sequence[Mapping[str, str]], depth: int) -> dict[str, Any]:
             for row in alive
         ),
         "structures": counts(row["structure"] for row in alive),
-        "dnc1_largest": max(
-            (float(row[f"dnc1_{layer}"]) for row in alive for layer in range(1, depth + 1)),
-            default=math.nan,
-        ),
+        "collapsed": sum(value < COLLAPSED for value in dnc1),
+        "dnc1_largest": max(dnc1, default=math.nan),
     }
