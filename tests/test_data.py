@@ -489,7 +489,8 @@ def test_cifar10_is_read_from_the_archive(tmp_path, small_cifar10, server, monke
 
 BAD_ARCHIVES = {
     "a-file-missing": (archive({n: c for n, c in BATCHES.items() if n != BATCH}), BATCH),
-    "another-folder": (archive(BATCHES, folder="../cifar-10-batches-bin"), BATCH),
+    "another-folder": (archive(BATCHES, folder="other"), BATCH),
+    "a-folder-outside": (archive(BATCHES, folder="../cifar-10-batches-bin"), BATCH),
     "a-link": (archive(BATCHES, link=BATCH), BATCH),
     "too-large": (archive({**BATCHES, BATCH: 2 * BATCHES[BATCH]}), BATCH),
     "cut": (archive(BATCHES)[:-300], "archive"),
