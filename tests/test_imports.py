@@ -11,6 +11,7 @@ LEVELS = {
     "problem": 0,
     "graphs": 1,
     "linalg": 1,
+    "streaming": 1,
     "scalar": 1,
     "dufm": 2,
     "solutions": 3,
@@ -19,6 +20,7 @@ LEVELS = {
     "structure": 3,
     "training": 3,
     "schedule": 3,
+    "collapse": 4,
     "reduction": 4,
     "sweep": 5,
 }
