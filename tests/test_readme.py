@@ -1,5 +1,8 @@
 """The README's commands, code and measured numbers are those that exist."""
 
+import contextlib
+import functools
+import io
 import re
 from pathlib import Path
 
@@ -13,10 +16,25 @@ TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
 
 
-def test_quickstart_runs(capsys):
-    (code,) = [block for language, block in BLOCKS if language == "python"]
-    exec(compile(code, "README.md", "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
+PYTHON = [block for language, block in BLOCKS if language == "python"]
+
+
+@functools.cache
+def printed(code: str) -> list[str]:
+    """The lines that a block prints, run once."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(code, "README.md", "exec"), {})
+    return output.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_every_python_block_runs(code):
+    assert printed(code) != []
+
+
+def test_quickstart():
+    (code,) = [block for block in PYTHON if "theory.dnc_loss" in block]
+    lines = printed(code)
     dnc_loss, srg_loss = map(float, lines[0].split())
     assert lines[1] == f"{dnc_loss} [10, 10, 10]" or float(lines[1].split()[0]) == pytest.approx(
         dnc_loss
@@ -24,6 +42,15 @@ def test_quickstart_runs(capsys):
     assert lines[2].endswith("[5, 5, 5]")
     assert srg_loss < dnc_loss
     assert jax.config.jax_enable_x64
+
+
+def test_own_network():
+    (code,) = [block for block in PYTHON if "collapse.measure" in block]
+    first, second = printed(code)
+    trace_ratio, _, *rest = first.split()
+    # 64 variances of 0.05^2 over that of the ten means, 1 - 1 / 10.
+    assert float(trace_ratio) == pytest.approx(64 * 0.05**2 / 0.9, rel=0.05)
+    assert (*rest, second) == ("10", "DNC(10)", "1.0")
 
 
 def test_ci_calls_the_test_command():
