@@ -11,10 +11,10 @@ reads features [N, d], labels [N] and, where given, the weights of the classifie
   np.save("weights.npy", model.fc.weight.detach().numpy()) # [K, d]
   np.save("predictions.npy", logits.argmax(1).numpy())     # [N]
 
-Features are read block by block, so that the file may be larger than memory. It takes seconds for
-a gigabyte where d is small, and time in proportion to d^2 where it is not: --noscatter leaves out
-tr(Sigma_W Sigma_B^+)/K, which alone needs that. The table is printed, with the definitions in
-`dufm_jax.collapse`, and --out holds
+Features are read block by block, so that the file may be larger than memory. A gigabyte takes 10 to
+40 seconds on 2 cores (d = 64 to 512) and longer for large d, unless --noscatter leaves out
+tr(Sigma_W Sigma_B^+)/K, which alone needs a [d, d] matrix. The table is printed, with the
+definitions in `dufm_jax.collapse`, and --out holds
 
   config.json    the flags, versions, device and commit
   collapse.csv   the table, one row
@@ -47,7 +47,7 @@ class Config:
     labels: str = cli.flag("labels.npy", "File of the labels, integers from 0, [N].")
     weights: str = cli.flag("", "File of the classifier's weights, [K, d], for NC3.")
     predictions: str = cli.flag("", "File of the predicted labels, [N], for NC4.")
-    num_classes: int = cli.flag(0, "K; 0 for the largest label plus one.")
+    num_classes: int = cli.flag(0, "K; 0 for as many as labels and weights have.")
     skip_empty: bool = cli.flag(False, "Measure the classes that have samples, if some have none.")
     scatter: bool = cli.flag(True, "Sum the [d, d] matrix that tr(Sigma_W Sigma_B^+)/K needs.")
     rank_tolerance: float = cli.flag(1e-3, "Relative cut-off of ranks and pseudo-inverses.")
@@ -140,17 +140,18 @@ def run(config: Config) -> dict[str, Any]:
     """Measures, writes the files and returns the row of collapse.csv."""
     features, labels, weights, predictions = open_arrays(config)
     samples, width = features.shape
-    classes = config.num_classes or max(
-        1 + int(np.max(labels)), 0 if weights is None else len(weights)
-    )
+    largest = int(np.max(labels))
+    if largest >= max(samples, config.num_classes):
+        raise ValueError(f"labels must number the classes 0, 1, and so on, got {largest}.")
+    classes = config.num_classes or max(1 + largest, 0 if weights is None else len(weights))
     moments = streaming.empty(classes, width, scatter=config.scatter)
-    streaming.check_labels("labels", moments, labels, samples)
+    labels = streaming.check_labels("labels", moments, labels, samples)
     if predictions is not None:
         streaming.check_labels("predictions", moments, predictions, samples)
-    if weights is not None and weights.shape != (classes, width):
-        raise ValueError(
-            f"{config.weights} must hold [K, d], {(classes, width)}, got shape {weights.shape}."
-        )
+    if weights is not None:
+        weights = streaming.check_numbers("weights", weights)
+        if weights.shape != (classes, width):
+            raise ValueError(f"weights must be [K, d], {classes, width}, got {weights.shape}.")
     present = np.bincount(labels, minlength=classes) > 0
     if not (config.skip_empty or present.all()):
         raise ValueError(f"class {np.argmin(present)} has no samples; pass --skip_empty.")

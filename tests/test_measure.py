@@ -27,7 +27,7 @@ def files(tmp_path) -> dict[str, str]:
     """A folder of good files, as flags."""
     arrays = {
         "features": FEATURES,
-        "labels": LABELS.astype(np.uint8),
+        "labels": LABELS.astype(np.uint64),
         "weights": WEIGHTS,
         "predictions": np.where(np.arange(158) < 3, (LABELS + 1) % 4, LABELS),
     }
@@ -137,7 +137,9 @@ NOT_FINITE[100, 2] = np.nan
         ("labels", LABELS.astype(float), "must hold integers, got float64"),
         ("labels", LABELS - 1, "labels must be from 0 to 3, got -1"),
         ("predictions", LABELS + 1, "predictions must be from 0 to 3, got 4"),
-        ("weights", WEIGHTS.T, r"weights.npy must hold \[K, d\]"),
+        ("labels", LABELS.astype(np.uint64) * 10**12, "classes 0, 1, and so on, got 3000000000000"),
+        ("weights", WEIGHTS.T, r"weights must be \[K, d\], \(6, 6\), got \(6, 4\)"),
+        ("weights", np.full((4, 6), np.nan), "weights must be finite"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
