@@ -14,7 +14,7 @@ Three parts, each with records of its own below --out, drawn side by side in fig
 
 The paper leaves the decay of the left part open. Since L_DNC depends on the decays by K times their
 geometric mean alone, the decay here is --ratio_decay at K = 10 and falls as 1 / K, which keeps
-L_DNC the same for all r. The right part has one sample a class, which is the problem on the class
+L_DNC the same for all r. The middle part has 10 samples a class. The right part has one sample a class, which is the problem on the class
 means, so that hundreds of runs for each width take minutes; its decay gives about the L_DNC of
 Figure 2. Sweeps that are finished already are not run again.
 """
@@ -45,16 +45,17 @@ class Config:
     largest_order: int = cli.flag(300, "Left: the largest r of the closed form.")
     largest_built: int = cli.flag(12, "Left: the largest r of built solutions.")
     rank_decays: Sequence[float] = cli.flag(
-        tuple(2.0**power for power in np.arange(-10.5, -8.2, 0.25)), "Middle: the weight decays."
+        tuple(2.0**power for power in np.arange(-9.5, -6.9, 0.5)), "Middle: the weight decays."
     )
-    rank_seeds: int = cli.flag(20, "Middle: runs for each decay.")
+    rank_samples: int = cli.flag(10, "Middle: n.")
+    rank_seeds: int = cli.flag(40, "Middle: runs for each decay.")
     rank_width: int = cli.flag(30, "Middle: the width.")
     widths: Sequence[float] = cli.flag((10, 15, 20, 25, 30, 40, 50, 70), "Right: the widths.")
     width_decay: float = cli.flag(0.009, "Right: the weight decay.")
     width_rate: float = cli.flag(0.5, "Right: the learning rate.")
     width_samples: int = cli.flag(1, "Right: n.")
     width_seeds: int = cli.flag(200, "Right: runs for each width.")
-    num_steps: int = cli.flag(100_000, "Updates of each run; fewer where it has converged.")
+    num_steps: int = cli.flag(60_000, "Updates of each run; fewer where it has converged.")
 
     def __post_init__(self) -> None:
         if not 4 <= self.largest_built <= self.largest_order:
@@ -72,6 +73,7 @@ class Config:
         return dufm_training.Config(
             out=f"{self.out}/rank",
             num_classes=15,
+            samples_per_class=self.rank_samples,
             depth=4,
             width=self.rank_width,
             weight_decay=tuple(self.rank_decays),
