@@ -14,9 +14,9 @@ Three parts, each with records of its own below --out, drawn side by side in fig
 
 The paper leaves the decay of the left part open. Since L_DNC depends on the decays by K times their
 geometric mean alone, the decay here is --ratio_decay at K = 10 and falls as 1 / K, which keeps
-L_DNC the same for all r. The middle part has 10 samples a class. The right part has one sample a class, which is the problem on the class
-means, so that hundreds of runs for each width take minutes; its decay gives about the L_DNC of
-Figure 2. Sweeps that are finished already are not run again.
+L_DNC the same for all r. The middle part has 10 samples a class. The right part has one, which is
+the problem on the class means, so that hundreds of runs for each width take minutes; its decay
+gives about the L_DNC of Figure 2. Sweeps that are finished already are not run again.
 """
 
 import dataclasses

@@ -94,6 +94,12 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
         file.write(json.dumps(_plain(content)) + "\n")
 
 
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON Lines file in place of another."""
+    with _replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(_plain(line)) + "\n" for line in lines))
+
+
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One line a row under a header; floats in full, the undefined (NaN) empty."""
     rows = [{name: _cell(value) for name, value in row.items()} for row in rows]
