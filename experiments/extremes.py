@@ -44,7 +44,7 @@ class Config:
         (0.002, 0.005, 0.009, 0.013, 0.018), "Weight decays at K = 10; they are scaled by 10 / K."
     )
     learning_rate: float = cli.flag(0.5, "Step size.")
-    num_seeds: int = cli.flag(100, "Runs for each width and decay.")
+    num_seeds: int = cli.flag(50, "Runs for each width and decay.")
     num_steps: int = cli.flag(40_000, "Updates of each run; fewer where it has converged.")
 
     def __post_init__(self) -> None:
