@@ -1,0 +1,154 @@
+"""The ResNet for small images of He et al., "Deep Residual Learning" (2015), Section 4.2.
+
+A 3x3 convolution, three stages of 16, 32 and 64 channels with the same number of basic blocks each
+(three in ResNet20), and global average pooling. Convolutions have no bias and are followed by batch
+normalisation. Where a stage halves the image and doubles the channels, the shortcut takes every
+second pixel and pads with zero channels (option A, the paper's), so that it has no parameters.
+There is no linear layer at the end: the output is H_1, the features that the head receives.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+CHANNELS = (16, 32, 64)
+CONVOLUTIONS = ("auto", "direct", "tiled")
+
+# "tiled" unrolls the patches of so many images at a time, few enough to stay in the cache, where
+# its results have at least that height. On smaller ones it would save nothing.
+TILE = 2
+LEAST_HEIGHT = 12
+
+
+def convolve(
+    images: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], stride: int, method: str
+) -> Float[Array, "B h w D"]:
+    """A 3x3 convolution with a margin of one zero, by one of `CONVOLUTIONS`.
+
+    The methods differ in the gradient by the kernel alone. "direct" leaves it to XLA, as is right
+    on accelerators. On CPUs XLA runs it as a convolution whose window is as large as the image,
+    which takes longer than the other two convolutions together; "tiled" multiplies matrices of
+    patches instead, a few images at a time. "auto" is "tiled" on CPUs and "direct" elsewhere. All
+    are slow on CPUs inside loops and under `vmap`.
+
+    Args:
+      images: [B, H, W, C].
+      kernel: [3, 3, C, D].
+      stride: 1, or 2 to halve height and width, rounded up.
+      method: One of `CONVOLUTIONS`.
+
+    Raises:
+      ValueError: if the method is unknown.
+    """
+    if method not in CONVOLUTIONS:
+        raise ValueError(f"the convolution must be one of {CONVOLUTIONS}, got {method!r}.")
+    if method == "auto":
+        method = "tiled" if jax.default_backend() == "cpu" else "direct"
+    tiles = images.shape[0] % TILE == 0 and images.shape[1] // stride >= LEAST_HEIGHT
+    return (_tiled if method == "tiled" and tiles else _direct)(images, kernel, stride)
+
+
+def _direct(images: Array, kernel: Array, stride: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _tiled(images: Array, kernel: Array, stride: int) -> Array:
+    return _direct(images, kernel, stride)
+
+
+def _forward(images: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _direct(images, kernel, stride), (images, kernel)
+
+
+def _backward(stride: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    images, kernel = saved
+    by_images = jax.linear_transpose(lambda x: _direct(x, kernel, stride), images)(cotangent)[0]
+    tiles = [array.reshape(-1, TILE, *array.shape[1:]) for array in (images, cotangent)]
+
+    def add(index: Array, total: Array) -> Array:
+        image, flow = (tile[index] for tile in tiles)
+        return total + jnp.einsum("bhwi,bhwo->io", _patches(image, stride), flow)
+
+    start = jnp.zeros((9 * kernel.shape[2], kernel.shape[3]), kernel.dtype)
+    by_kernel = jax.lax.fori_loop(0, len(tiles[0]), add, start)
+    return by_images, by_kernel.reshape(kernel.shape)
+
+
+_tiled.defvjp(_forward, _backward)
+
+
+def _patches(images: Float[Array, "B H W C"], stride: int) -> Float[Array, "B h w 9*C"]:
+    """The nine pixels under the kernel at each of its places, side by side."""
+    height, width = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [
+        padded[:, row : row + height : stride, column : column + width : stride]
+        for row in range(3)
+        for column in range(3)
+    ]
+    return jnp.concatenate(shifted, axis=-1)
+
+
+class Convolution(nn.Module):
+    """A bias-free 3x3 convolution, its kernel drawn from N(0, 2 / (9 C)), as He et al. do."""
+
+    channels: int
+    stride: int
+    method: str
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        draw = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        kernel = self.param("kernel", draw, (3, 3, images.shape[-1], self.channels), jnp.float32)
+        return convolve(images, kernel, self.stride, self.method)
+
+
+def _normalise(train: bool, name: str) -> nn.BatchNorm:
+    """Batch normalisation with the constants of PyTorch; evaluation uses the running averages."""
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
+
+
+class Block(nn.Module):
+    """Two convolutions, with a shortcut around both."""
+
+    channels: int
+    stride: int
+    method: str
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w D"]:
+        inner = Convolution(self.channels, self.stride, self.method, name="conv_1")(images)
+        inner = nn.relu(_normalise(train, "norm_1")(inner))
+        inner = Convolution(self.channels, 1, self.method, name="conv_2")(inner)
+        inner = _normalise(train, "norm_2")(inner)
+        added = self.channels - images.shape[-1]
+        shortcut = images[:, :: self.stride, :: self.stride]
+        return nn.relu(inner + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, added))))
+
+
+class ResNet(nn.Module):
+    """The network of 6 `blocks` + 1 convolutions; 3 blocks a stage are the backbone of ResNet20."""
+
+    blocks: int = 3
+    method: str = "auto"
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W C"], train: bool) -> Float[Array, "B 64"]:
+        layer = Convolution(CHANNELS[0], 1, self.method, name="conv")(images)
+        layer = nn.relu(_normalise(train, "norm")(layer))
+        for stage, channels in enumerate(CHANNELS, start=1):
+            for block in range(1, self.blocks + 1):
+                stride = 2 if stage > 1 and block == 1 else 1
+                name = f"stage_{stage}_block_{block}"
+                layer = Block(channels, stride, self.method, name=name)(layer, train)
+        return jnp.mean(layer, axis=(1, 2))

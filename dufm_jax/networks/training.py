@@ -1,0 +1,249 @@
+r"""Stochastic gradient descent on Eq. (1) with a network in place of free features.
+
+On a mini-batch of B of the N samples the objective is
+
+  \frac{1}{2B} ||f(X) - Y||_F^2 + regularisation,
+
+where the regularisation is one of
+
+  dufm:      \frac{N}{B} \frac{\lambda_{H_1}}{2} ||H_1||_F^2 + \sum_l \frac{\lambda}{2} ||W_l||_F^2,
+  standard:  \frac{\lambda}{2} ||\theta||^2, of all weights \theta of backbone and head.
+
+H_1 holds the batch's columns alone, so the factor N / B makes the first term an unbiased estimate
+of that of Eq. (1) (Section 6.2). Everything but the `Recipe` can be batched over runs.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int, Key
+
+from dufm_jax import linalg
+from dufm_jax.networks.classifier import Classifier, Variables
+
+REGULARISATIONS = ("dufm", "standard")
+SCHEDULES = ("constant", "cosine", "step")
+
+ALIVE = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that is static about the training of a network; hashable.
+
+    The paper leaves batch size, momentum and schedule open.
+
+    Attributes:
+      classifier: The network.
+      num_samples: N, the size of the training set.
+      num_epochs: The length of the schedule.
+      batch_size: B. The last N mod B samples of an epoch's order are left out of that epoch.
+      regularisation: One of `REGULARISATIONS`.
+      decay_batch_norm: Whether the standard regularisation includes the scales and biases of batch
+        normalisation, as the `weight_decay` of PyTorch's optimisers does.
+      momentum: Of SGD, without dampening.
+      schedule: "constant"; "cosine", down to 0 at the end; or "step", a tenth from half and again a
+        tenth from three quarters of the steps on, as in He et al.
+
+    Raises:
+      ValueError: if a number is out of range, or a name unknown.
+    """
+
+    classifier: Classifier
+    num_samples: int
+    num_epochs: int
+    batch_size: int = 128
+    regularisation: str = "dufm"
+    decay_batch_norm: bool = True
+    momentum: float = 0.9
+    schedule: str = "constant"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.batch_size <= self.num_samples:
+            raise ValueError(
+                f"the batch size must be between 2 and the {self.num_samples} samples, got "
+                f"{self.batch_size}."
+            )
+        if self.num_epochs < 1 or not 0 <= self.momentum < 1:
+            raise ValueError(
+                "num_epochs must be at least 1 and the momentum at least 0 and below 1, got "
+                f"{self.num_epochs} and {self.momentum}."
+            )
+        for name, known in (("regularisation", REGULARISATIONS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"the {name} must be one of {known}, got {getattr(self, name)!r}.")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of full mini-batches, N // B."""
+        return self.num_samples // self.batch_size
+
+    def optimizer(self, learning_rate: ArrayLike) -> optax.GradientTransformation:
+        """SGD from that learning rate on, which may be traced."""
+        steps = self.num_epochs * self.steps_per_epoch
+        schedule = {
+            "constant": lambda: optax.constant_schedule(learning_rate),
+            "cosine": lambda: optax.cosine_decay_schedule(learning_rate, steps),
+            "step": lambda: optax.piecewise_constant_schedule(
+                learning_rate, {steps // 2: 0.1, 3 * steps // 4: 0.1}
+            ),
+        }[self.schedule]()
+        return optax.sgd(schedule, momentum=self.momentum or None)
+
+
+class Strengths(NamedTuple):
+    """What differs between the runs of a grid, besides their seeds; scalars.
+
+    Attributes:
+      weight_decay: lambda, of all weights that are decayed.
+      features_decay: lambda_{H_1}; the standard regularisation has no use for it.
+      learning_rate: At the start of the schedule.
+    """
+
+    weight_decay: Float[ArrayLike, "..."]
+    features_decay: Float[ArrayLike, "..."]
+    learning_rate: Float[ArrayLike, "..."]
+
+
+class State(NamedTuple):
+    """What one run carries from step to step.
+
+    Attributes:
+      variables: The network after `step` updates.
+      optimizer: The state of the optax transformation.
+      step: The updates made.
+      diverged_at: The first step whose loss was not finite, or `ALIVE`.
+    """
+
+    variables: Variables
+    optimizer: Any
+    step: Int[Array, "..."]
+    diverged_at: Int[Array, "..."]
+
+
+class Terms(NamedTuple):
+    """The two terms of the objective."""
+
+    fit: Float[Array, "..."]
+    regularisation: Float[Array, "..."]
+
+
+def decayed(params: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Which leaves of `params` lambda applies to: the same tree, of booleans.
+
+    The head's W_l always; under the standard regularisation the kernels of the backbone too, and
+    the scales and biases of batch normalisation if the recipe says so.
+    """
+
+    def applies(path: tuple, _: Array) -> bool:
+        names = [entry.key for entry in path]
+        if names[0] == "head":
+            return True
+        in_backbone = recipe.regularisation == "standard"
+        return in_backbone and (names[-1] == "kernel" or recipe.decay_batch_norm)
+
+    return jax.tree_util.tree_map_with_path(applies, params)
+
+
+def regularisation(
+    params: dict[str, Any], features: Float[Array, "B d_1"], strengths: Strengths, recipe: Recipe
+) -> Float[Array, ""]:
+    """The second term of the objective, see the head of this module.
+
+    Args:
+      params: Of the network.
+      features: H_1 of the mini-batch as rows.
+      strengths: lambda and lambda_{H_1}.
+      recipe: Says which regularisation.
+    """
+    pairs = zip(jax.tree.leaves(decayed(params, recipe)), jax.tree.leaves(params), strict=True)
+    squares = jnp.stack([jnp.sum(leaf**2) for applies, leaf in pairs if applies])
+    weight_decay, features_decay = map(jnp.asarray, strengths[:2])
+    total = weight_decay / 2 * jnp.sum(squares)
+    if recipe.regularisation == "dufm":
+        share = recipe.num_samples / len(features)
+        total += share * features_decay / 2 * jnp.sum(features**2)
+    return total
+
+
+def objective(
+    params: dict[str, Any],
+    batch_stats: dict[str, Any],
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    strengths: Strengths,
+    recipe: Recipe,
+) -> tuple[Float[Array, ""], tuple[Terms, dict[str, Any]]]:
+    """The objective on a mini-batch, with batch normalisation as in training.
+
+    Returns:
+      The objective, and beside it its terms and the new running averages.
+    """
+    variables = Variables(params, batch_stats)
+    logits, activations, changed = recipe.classifier.apply(variables, images, train=True)
+    residual = logits - jax.nn.one_hot(labels, recipe.classifier.num_classes, dtype=logits.dtype)
+    terms = Terms(
+        fit=jnp.sum(residual**2) / (2 * len(images)),
+        regularisation=regularisation(params, activations.after[0], strengths, recipe),
+    )
+    return terms.fit + terms.regularisation, (terms, changed)
+
+
+def start(
+    recipe: Recipe, key: Key[Array, ""], image_shape: tuple[int, int, int], strengths: Strengths
+) -> State:
+    """The state before the first step."""
+    variables = recipe.classifier.init(key, image_shape)
+    learning_rate = jnp.asarray(strengths.learning_rate, jnp.float32)
+    return State(
+        variables=variables,
+        optimizer=recipe.optimizer(learning_rate).init(variables.params),
+        step=jnp.zeros((), jnp.int32),
+        diverged_at=jnp.full((), ALIVE, jnp.int32),
+    )
+
+
+@linalg.full_precision
+def step(
+    state: State,
+    strengths: Strengths,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    recipe: Recipe,
+) -> tuple[State, Terms]:
+    """One step of SGD; marks the state if the loss it starts from is not finite.
+
+    Returns:
+      The state after the step, and the terms of the objective before it.
+    """
+    # Strengths in float64 must not raise the precision of parameters in float32.
+    dtype = jax.tree.leaves(state.variables.params)[0].dtype
+    strengths = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), strengths)
+    params, batch_stats = state.variables
+    (loss, (terms, changed)), gradient = jax.value_and_grad(objective, has_aux=True)(
+        params, batch_stats, images, labels, strengths, recipe
+    )
+    optimizer = recipe.optimizer(strengths.learning_rate)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
+    first = (state.diverged_at == ALIVE) & ~jnp.isfinite(loss)
+    moved = State(
+        variables=Variables(optax.apply_updates(params, updates), changed),
+        optimizer=optimizer_state,
+        step=state.step + 1,
+        diverged_at=jnp.where(first, state.step, state.diverged_at),
+    )
+    return moved, terms
+
+
+def order(recipe: Recipe, key: Key[Array, ""], epoch: ArrayLike) -> Int[Array, "steps B"]:
+    """The samples of each mini-batch of an epoch.
+
+    It depends on the run's key and the number of the epoch alone, so that a run that goes on from a
+    checkpoint sees what it would have seen.
+    """
+    shuffled = jax.random.permutation(jax.random.fold_in(key, epoch), recipe.num_samples)
+    kept = recipe.steps_per_epoch * recipe.batch_size
+    return shuffled[:kept].reshape(recipe.steps_per_epoch, recipe.batch_size)
