@@ -15,7 +15,7 @@ from dufm_jax.networks.classifier import Classifier, Variables
 from dufm_jax.networks.training import Recipe, Strengths
 from dufm_jax.problem import Decay, Problem
 
-SMALL = Classifier(num_classes=3, widths=(64, 5, 6), blocks=1, convolution="direct")
+SMALL = Classifier(num_classes=3, widths=(64, 32, 24), blocks=1, convolution="direct")
 RECIPE = Recipe(SMALL, num_samples=12, num_epochs=4, batch_size=4)
 STRENGTHS = Strengths(weight_decay=3e-3, features_decay=2e-4, learning_rate=0.02)
 SHAPE = (8, 8, 1)
@@ -30,7 +30,7 @@ def draw(count: int, shape: tuple = SHAPE, dtype: str = "float32", classes: int 
 @functools.cache
 def variables(dtype: str = "float32", network: Classifier = SMALL, shape: tuple = SHAPE):
     """Random ones, with batch normalisation that differs from the identity."""
-    drawn = network.init(jax.random.key(1), shape)
+    drawn = jax.jit(network.init, static_argnums=1)(jax.random.key(1), shape)
     generator = np.random.default_rng(2)
 
     def perturb(leaf: jax.Array) -> jax.Array:
@@ -113,8 +113,9 @@ def forward_by_hand(held: Variables, images: np.ndarray, train: bool) -> tuple:
     return after[-1] @ weights["W_3"].T, before, after, seen[0]
 
 
-@pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("shape", [(8, 8, 1), (11, 9, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "train"), [((8, 8, 1), True), ((11, 9, 3), False)], ids=["training", "evaluation"]
+)
 def test_forward_pass_equals_numpy(shape, train):
     held = variables("float64", shape=shape)
     images, _ = draw(5, shape, "float64")
@@ -170,14 +171,12 @@ def test_head_is_a_dufm():
 # --- The objective -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", training.REGULARISATIONS)
-def test_gradient_of_the_objective(name):
-    recipe = Recipe(SMALL, num_samples=12, num_epochs=1, batch_size=4, regularisation=name)
+def test_gradient_of_the_objective():
     held = variables("float64")
     images, labels = draw(4, dtype="float64")
 
     def objective(params):
-        return training.objective(params, held.batch_stats, images, labels, STRENGTHS, recipe)[0]
+        return training.objective(params, held.batch_stats, images, labels, STRENGTHS, RECIPE)[0]
 
     check_grads(jax.jit(objective), (held.params,), order=1, modes=["rev"], rtol=1e-5, eps=1e-6)
 
@@ -334,17 +333,14 @@ def test_a_diverged_run_is_marked_and_leaves_the_others(way):
     assert_equal(others((state, terms)), others(train(grid=calm, way=way)))
 
 
-def test_random_labels_are_fitted():
-    recipe = Recipe(SMALL, num_samples=12, num_epochs=60, batch_size=12, schedule="cosine")
-    grid = Strengths(np.array([1e-4]), np.array([1e-6]), np.array([0.05]))
-    seeds = np.array([0])
-    state = runs.start(recipe, seeds, SHAPE, grid)
-    fits = []
-    for epoch in range(60):
-        state, terms = runs.train_epoch(recipe, state, grid, seeds, epoch, *draw(12))
-        fits.append(terms.fit[0, 0])
-    assert fits[0] > 0.3
-    assert fits[-1] < 0.02
+def test_random_images_are_fitted():
+    # The zero function has a fit of 1/2.
+    grid = Strengths(np.full(3, 1e-4), np.full(3, 1e-6), np.full(3, 0.01))
+    seeds = np.arange(3)
+    state = runs.start(RECIPE, seeds, SHAPE, grid)
+    for epoch in range(30):
+        state, terms = runs.train_epoch(RECIPE, state, grid, seeds, epoch, *draw(12))
+    assert (terms.fit.mean(axis=1) < 0.1).all()
 
 
 # --- Bad input -----------------------------------------------------------------------------------
