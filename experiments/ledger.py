@@ -564,7 +564,7 @@ def render() -> str:
         path = readme.GALLERY / folder
         if (path / records.CONFIG).exists():
             config = records.read_config(path)
-            cells = (
+            described = (
                 folder,
                 *_settings(folder),
                 config["date"],
@@ -572,7 +572,7 @@ def render() -> str:
                 config["versions"]["jax"],
                 f"{config['num_devices']} x {config['devices'][0]}, {config['platform']}",
             )
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append("| " + " | ".join(described) + " |")
     return "\n".join(lines) + "\n"
 
 

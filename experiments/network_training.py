@@ -1,0 +1,532 @@
+"""A ResNet20 with an MLP head on real images: Figure 2 (bottom) and Figure 4 of the paper.
+
+  python -m experiments.network_training                           # digits, minutes on 2 cores
+  python -m experiments.network_training --preset=mnist_small --data_dir=FOLDER
+  python -m experiments.network_training --preset=cifar10 --data_dir=FOLDER   # the paper's, a GPU
+
+Trains one network for each seed, weight decay and learning rate on the same images, a balanced
+subset without augmentation, and measures collapse of every layer of the head on all of them, batch
+normalisation as in evaluation. The files in --out have the names and columns of
+`experiments.dufm_training`, so that what reads those reads these; `figure.png` is drawn by
+`experiments.dufm_figure`. With the DUFM-like regularisation the DNC and SRG losses at the same K, n
+and decays stand beside the loss; with the standard one there are none, since the backbone is
+regularised too.
+
+A run that is interrupted goes on from its last measurement with --resume.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+import xarray
+from jaxtyping import Array
+from orbax.checkpoint import v1 as orbax
+
+from dufm_jax import Decay, Problem, collapse, data, streaming, structure, sweep, theory
+from dufm_jax.networks import classifier, runs, training
+from experiments import cli, dufm_figure, records
+
+CHECKPOINTS = "checkpoints"
+_KEPT = 2  # Checkpoints; the older ones are deleted.
+_EVALUATED = 500  # Images at a time.
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment. The paper leaves batch size, momentum, schedule and epochs open."""
+
+    out: str = cli.flag(
+        "results/network_training", "Folder for the results; empty, or come with --overwrite."
+    )
+    dataset: str = cli.flag("digits", "The images.", data.NAMES)
+    data_dir: str = cli.flag("", "Folder with the files of mnist or cifar10; empty to download.")
+    samples_per_class: int = cli.flag(0, "n; 0 for as many as the smallest class has.")
+    depth: int = cli.flag(4, "L, the number of the head's weight matrices, at least 2.")
+    width: int = cli.flag(64, "d_2 = ... = d_L; d_1 = 64 are the outputs of the backbone.")
+    blocks: int = cli.flag(3, "Basic blocks in each of the three stages; 3 are ResNet20.")
+    regularisation: str = cli.flag(
+        "dufm", "Of H_1 and the head (dufm) or of all weights.", training.REGULARISATIONS
+    )
+    weight_decay: Sequence[float] = cli.flag(
+        (0.005,), "lambda of the weights; several values are swept over."
+    )
+    features_decay: float = cli.flag(1.44e-4, "lambda_{H_1}; not used by the standard one.")
+    decay_batch_norm: bool = cli.flag(
+        True, "Whether the standard regularisation includes scales and biases, as in PyTorch."
+    )
+    learning_rate: Sequence[float] = cli.flag(
+        (0.01,), "At the start of the schedule; several values are swept over."
+    )
+    momentum: float = cli.flag(0.9, "Of SGD.")
+    schedule: str = cli.flag("constant", "Of the learning rate.", training.SCHEDULES)
+    batch_size: int = cli.flag(128, "Images in a mini-batch.")
+    num_epochs: int = cli.flag(300, "Passes over the images.")
+    num_seeds: int = cli.flag(2, "Runs for each weight decay and learning rate.")
+    first_seed: int = cli.flag(0, "The first of consecutive seeds.")
+    subset_seed: int = cli.flag(0, "Which n images of each class.")
+    weights_scale: float = cli.flag(0.8, "Scale of the head's initial W_l; 1 is that of He et al.")
+    measure_every: int = cli.flag(10, "Epochs between measurements of all images.")
+    rank_tolerance: float = cli.flag(
+        1e-2, "Singular values below this share of the largest count as zero."
+    )
+    resume: bool = cli.flag(False, "Go on with the interrupted run of the same flags in --out.")
+    overwrite: bool = cli.flag(False, "Replace the files of an earlier run in --out.")
+
+    def __post_init__(self) -> None:
+        if self.samples_per_class < 0:
+            raise ValueError(
+                f"--samples_per_class must be positive, or 0, got {self.samples_per_class}."
+            )
+        if self.num_seeds < 1 or not 0 <= self.first_seed < 2**31 - self.num_seeds:
+            raise ValueError(
+                "--num_seeds must be at least 1 and seeds at least 0 and below 2**31, got "
+                f"{self.num_seeds} from {self.first_seed} on."
+            )
+        if not 1 <= self.measure_every <= self.num_epochs:
+            raise ValueError(
+                f"--measure_every must be from 1 to the {self.num_epochs} epochs, got "
+                f"{self.measure_every}."
+            )
+        if not 0 < self.rank_tolerance < 1:
+            raise ValueError(f"--rank_tolerance must be in (0, 1), got {self.rank_tolerance}.")
+        if not (math.isfinite(self.features_decay) and self.features_decay > 0):
+            raise ValueError(
+                f"--features_decay must be positive and finite, got {self.features_decay}."
+            )
+        if self.resume and self.overwrite:
+            raise ValueError("--resume and --overwrite exclude each other; name one of them.")
+        _ = self.grid, self.widths  # The constructor checks decays and rates.
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the results, as config.json records it."""
+        settings = dataclasses.asdict(self)
+        for name in ("overwrite", "out", "resume", "data_dir"):
+            del settings[name]
+        return settings | {name: list(settings[name]) for name in ("weight_decay", "learning_rate")}
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """(d_1, ..., d_L)."""
+        if self.depth < 2 or self.width < 1:
+            raise ValueError(
+                "--depth must be at least 2 and --width positive, got "
+                f"{self.depth} and {self.width}."
+            )
+        return (64, *(self.width,) * (self.depth - 1))
+
+    @functools.cached_property
+    def grid(self) -> sweep.Grid:
+        """The runs."""
+        seeds = range(self.first_seed, self.first_seed + self.num_seeds)
+        return sweep.Grid.product(seeds, self.weight_decay, self.learning_rate)
+
+    @property
+    def strengths(self) -> training.Strengths:
+        """Of all runs, leaves [R]."""
+        features = np.full(self.grid.num_runs, self.features_decay)
+        return training.Strengths(self.grid.weight_decay, features, self.grid.learning_rate)
+
+    def recipe(self, images: data.Dataset) -> training.Recipe:
+        """What is static, for these images."""
+        network = classifier.Classifier(
+            images.num_classes,
+            self.widths,
+            blocks=self.blocks,
+            weights_scale=self.weights_scale,
+        )
+        return training.Recipe(
+            network,
+            num_samples=len(images.labels),
+            num_epochs=self.num_epochs,
+            batch_size=self.batch_size,
+            regularisation=self.regularisation,
+            decay_batch_norm=self.decay_batch_norm,
+            momentum=self.momentum,
+            schedule=self.schedule,
+        )
+
+
+# lambda_{H_1} n = 0.025 throughout, as in the paper, whose n is 5,000.
+_SMALL = {"samples_per_class": 50, "features_decay": 5e-4, "num_epochs": 400, "measure_every": 20}
+_STANDARD = {"regularisation": "standard", "depth": 5, "num_seeds": 5, "num_epochs": 200}
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "mnist": {"dataset": "mnist", "features_decay": 5e-6, "num_seeds": 5, "num_epochs": 200},
+    "cifar10": {"dataset": "cifar10", "features_decay": 5e-6, "num_seeds": 5, "num_epochs": 400},
+    "mnist_standard": {
+        "dataset": "mnist",
+        "weight_decay": (0.04,),
+        "learning_rate": (0.01,),
+        **_STANDARD,
+    },
+    "cifar10_standard": {
+        "dataset": "cifar10",
+        "weight_decay": (0.08,),
+        "learning_rate": (0.005,),
+        **_STANDARD,
+    },
+    "mnist_small": {"dataset": "mnist", **_SMALL},
+    "cifar10_small": {"dataset": "cifar10", **_SMALL},
+}
+
+
+class Measured(NamedTuple):
+    """One run on all images.
+
+    Attributes:
+      fit, regularisation: The terms of the objective.
+      accuracy: The share of images whose largest logit is that of their class.
+      before: Of layers 2, ..., L before the ReLU.
+      after: Of layers 1, ..., L; layer 1 is H_1.
+    """
+
+    fit: float
+    regularisation: float
+    accuracy: float
+    before: list[collapse.Measures]
+    after: list[collapse.Measures]
+
+
+def load(config: Config) -> data.Dataset:
+    """The images, class by class."""
+    images = data.load(config.dataset, config.data_dir)
+    count = config.samples_per_class or int(np.min(np.bincount(images.labels)))
+    return data.balanced_subset(images, count, config.subset_seed)
+
+
+def run(config: Config) -> list[dict[str, Any]]:
+    """Trains, measures and writes all records but the figure; returns the rows of runs.csv."""
+    images = load(config)
+    recipe = config.recipe(images)
+    folder = _claim(config)
+    seen = {
+        "samples": len(images.labels),
+        "image_shape": list(images.images.shape[1:]),
+        "notice": images.notice,
+    }
+    if not config.resume:
+        settings = config.settings | seen | records.environment()
+        records.write_json(folder / records.CONFIG, settings)
+    pixels, _ = data.standardise(images.images)
+    state = _train(config, recipe, pixels, images.labels, folder)
+    measured = measure(config, recipe, state, pixels, images.labels)
+    references = _reference_losses(config, images)
+    rows = _rows(config, recipe, state, measured, references)
+    arrays = _arrays(config, _read_lines(folder), measured, references)
+    records.write_arrays(folder / records.RESULTS, arrays)
+    records.write_csv(folder / records.RUNS, rows)
+    return rows
+
+
+def _claim(config: Config) -> Path:
+    """The folder, empty, or with the run to go on with."""
+    folder = Path(config.out)
+    if not config.resume:
+        records.claim(config.out, config.overwrite)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        return folder
+    if not (folder / records.CONFIG).exists():
+        raise ValueError(f"--out={config.out} holds no run to resume; leave out --resume.")
+    found = records.read_config(folder)
+    for name, value in config.settings.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"--out={config.out} holds a run with {name}={found.get(name)}, not {value}; "
+                "resume it with the same flags."
+            )
+    return folder
+
+
+def _train(
+    config: Config,
+    recipe: training.Recipe,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    folder: Path,
+) -> training.State:
+    """All runs at the end."""
+    seeds, strengths = config.grid.seed, config.strengths
+    state = runs.start(recipe, seeds, pixels.shape[1:], strengths)
+    policy = orbax.training.preservation_policies.LatestN(_KEPT)
+    epoch = 0
+    started = time.perf_counter()
+
+    with orbax.training.Checkpointer(
+        (folder / CHECKPOINTS).absolute(), preservation_policy=policy
+    ) as saved:
+
+        def record() -> None:
+            measured = measure(config, recipe, state, pixels, labels)
+            line = {
+                "step": epoch * recipe.steps_per_epoch,
+                "epoch": epoch,
+                "seconds": time.perf_counter() - started,
+                **_curve_point(measured),
+            }
+            records.append_line(folder / records.METRICS, line)
+            content = {"state": state, "epoch": np.asarray(epoch)}
+            saved.save(-(-epoch // config.measure_every), content)
+
+        if config.resume and saved.latest is not None:
+            abstract = {"state": state, "epoch": np.asarray(epoch)}
+            found = jax.device_get(saved.load(saved.latest.step, abstract))
+            state, epoch = found["state"], int(found["epoch"])
+            lines = [line for line in _read_lines(folder) if line["epoch"] <= epoch]
+            records.write_lines(folder / records.METRICS, lines)
+        else:
+            record()
+        with tqdm.tqdm(
+            total=config.num_epochs,
+            initial=epoch,
+            desc=f"{config.grid.num_runs} runs",
+            unit=" epochs",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        ) as bar:
+            while epoch < config.num_epochs:
+                state, terms = runs.train_epoch(
+                    recipe, state, strengths, seeds, epoch, pixels, labels
+                )
+                epoch += 1
+                loss = terms.fit[:, -1] + terms.regularisation[:, -1]
+                bar.set_postfix(loss=f"{np.mean(loss):.4f}", refresh=False)
+                bar.update()
+                if epoch % config.measure_every == 0 or epoch == config.num_epochs:
+                    record()
+    return state
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(
+    recipe: training.Recipe,
+    variables: classifier.Variables,
+    strengths: training.Strengths,
+    images: Array,
+    labels: Array,
+) -> tuple[training.Terms, Array, classifier.Activations]:
+    """The terms of the objective, the predictions and the activations of a batch."""
+    logits, activations, _ = recipe.classifier.apply(variables, images, train=False)
+    residual = logits - jax.nn.one_hot(labels, recipe.classifier.num_classes, dtype=logits.dtype)
+    terms = training.Terms(
+        fit=jnp.sum(residual**2) / (2 * len(images)),
+        regularisation=training.regularisation(
+            variables.params, activations.after[0], strengths, recipe
+        ),
+    )
+    return terms, jnp.argmax(logits, axis=1), activations
+
+
+def measure(
+    config: Config,
+    recipe: training.Recipe,
+    state: training.State,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+) -> list[Measured]:
+    """Each run on all images, in one pass over them in batches."""
+    measured = []
+    for index in range(config.grid.num_runs):
+        variables, strengths = jax.tree.map(
+            lambda leaf, i=index: np.asarray(leaf[i], np.float32),
+            (state.variables, config.strengths),
+        )
+        widths = (*config.widths[1:], *config.widths)  # Before, then after the ReLU.
+        moments = [streaming.empty(recipe.classifier.num_classes, width) for width in widths]
+        fit = regularisation = accuracy = 0.0
+        for first in range(0, len(labels), _EVALUATED):
+            part = slice(first, first + _EVALUATED)
+            terms, predictions, activations = jax.device_get(
+                _evaluate(recipe, variables, strengths, pixels[part], labels[part])
+            )
+            # The regularisation of a batch is unbiased, so its weighted mean is that of all images.
+            share = len(labels[part]) / len(labels)
+            fit += share * float(terms.fit)
+            regularisation += share * float(terms.regularisation)
+            accuracy += share * float(np.mean(predictions == labels[part]))
+            layers = (*activations.before, *activations.after)
+            if not math.isfinite(fit + regularisation):
+                break
+            moments = [
+                streaming.update(moment, layer, labels[part])
+                for moment, layer in zip(moments, layers, strict=True)
+            ]
+        if math.isfinite(fit + regularisation):
+            found = [collapse.measure(one, rank_tolerance=config.rank_tolerance) for one in moments]
+        else:
+            found = [_undefined(*one.means.shape) for one in moments]
+            fit = regularisation = accuracy = math.nan
+        hidden = config.depth - 1
+        measured.append(Measured(fit, regularisation, accuracy, found[:hidden], found[hidden:]))
+    return measured
+
+
+def _undefined(num_classes: int, width: int) -> collapse.Measures:
+    """The measures of a run that diverged."""
+    fields: dict[str, Any] = dict.fromkeys(collapse.Measures._fields, math.nan)
+    fields["structure"] = structure.NONE
+    fields["singular_values"] = np.full(min(num_classes, width), math.nan)
+    fields["gram"] = np.full((num_classes, num_classes), math.nan)
+    return collapse.Measures(**fields)
+
+
+def _curve_point(measured: Sequence[Measured]) -> dict[str, Any]:
+    """What metrics.jsonl holds of a measurement, an entry a run."""
+    return {
+        "fit": [one.fit for one in measured],
+        "regularisation": [one.regularisation for one in measured],
+        "accuracy": [one.accuracy for one in measured],
+        "dnc1": [[layer.trace_ratio for layer in one.after] for one in measured],
+        "rank": [[layer.rank for layer in one.after] for one in measured],
+        "rank_before": [[layer.rank for layer in one.before] for one in measured],
+    }
+
+
+def _read_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that was cut off at the end is left out."""
+    *whole, _ = (folder / records.METRICS).read_text().split("\n")
+    return [json.loads(line) for line in whole]
+
+
+def _reference_losses(config: Config, images: data.Dataset) -> dict[str, dict[float, float]]:
+    """L_DNC and L_SRG by weight decay; NaN where there is none."""
+    count = len(images.labels) // images.num_classes
+    problem = Problem(images.num_classes, count, config.widths)
+    losses: dict[str, dict[float, float]] = {}
+    for name, formula in (("dnc_loss", theory.dnc_loss), ("srg_loss", theory.srg_loss)):
+        losses[name] = {}
+        for value in config.weight_decay:
+            decay = Decay(
+                jnp.asarray(config.features_decay), jnp.full(config.depth, value, jnp.float64)
+            )
+            try:
+                loss = float(formula(problem, decay))
+            except ValueError:  # L < 3 for SRG, or too narrow.
+                loss = math.nan
+            losses[name][value] = loss if config.regularisation == "dufm" else math.nan
+    return losses
+
+
+def _rows(
+    config: Config,
+    recipe: training.Recipe,
+    state: training.State,
+    measured: Sequence[Measured],
+    references: dict[str, dict[float, float]],
+) -> list[dict[str, Any]]:
+    """The rows of runs.csv; a run that diverged has no losses or ranks."""
+    rows = []
+    for seed, decay, rate, diverged_at, one in zip(
+        *config.grid, np.asarray(state.diverged_at), measured, strict=True
+    ):
+        alive = diverged_at == training.ALIVE and math.isfinite(one.fit)
+        loss = one.fit + one.regularisation if alive else math.nan
+        dnc_loss, srg_loss = (references[name][decay] for name in ("dnc_loss", "srg_loss"))
+        after = list(enumerate(one.after, start=1))
+        before = list(enumerate(one.before, start=2))
+        # As in `experiments.dufm_training`, the last ReLU changes the Gram matrix.
+        shared = {layer.structure for _, layer in after[1:-1] or after[1:]}
+        distances = [structure.srg_distance(layer.gram) for _, layer in after[1:-1]]
+        row = {
+            "seed": seed,
+            "weight_decay": decay,
+            "learning_rate": rate,
+            "steps": config.num_epochs * recipe.steps_per_epoch,
+            "diverged_at": None if alive else max(int(diverged_at), 0),
+            "loss": loss,
+            "fit": one.fit,
+            "regularisation": one.regularisation,
+            "accuracy": one.accuracy,
+            "dnc_loss": dnc_loss,
+            "srg_loss": srg_loss,
+            "below_dnc": loss < dnc_loss if alive and math.isfinite(dnc_loss) else None,
+            "structure": shared.pop() if alive and len(shared) == 1 else structure.NONE,
+            "srg_distance": np.max(distances) if distances else math.nan,
+        }
+        row |= {f"structure_{n}": layer.structure for n, layer in after[1:]}
+        row |= {f"structure_residual_{n}": layer.structure_residual for n, layer in after[1:]}
+        row |= {f"rank_{n}": layer.rank if alive else None for n, layer in after}
+        row |= {f"rank_before_{n}": layer.rank if alive else None for n, layer in before}
+        for name, field in (
+            ("dnc1", "trace_ratio"),
+            ("condition_number", "condition_number"),
+            ("orthogonal_frame_distance", "orthogonal_frame_distance"),
+            ("cdnv", "cdnv"),
+        ):
+            row |= {f"{name}_{n}": getattr(layer, field) for n, layer in after}
+        rows.append({name: np.asarray(value).item() for name, value in row.items()})
+    return rows
+
+
+def _arrays(
+    config: Config,
+    lines: Sequence[dict[str, Any]],
+    measured: Sequence[Measured],
+    references: dict[str, dict[float, float]],
+) -> xarray.Dataset:
+    """The arrays of results.nc, named as by `experiments.dufm_training`."""
+
+    def curve(name: str) -> np.ndarray:
+        """[run, step, ...]."""
+        return np.array([line[name] for line in lines], float).swapaxes(0, 1)
+
+    def stack(stage: str, name: str) -> np.ndarray:
+        return np.array([[getattr(one, name) for one in getattr(run, stage)] for run in measured])
+
+    variables: dict[str, Any] = {
+        "fit": (("run", "step"), curve("fit")),
+        "regularisation": (("run", "step"), curve("regularisation")),
+        "accuracy": (("run", "step"), curve("accuracy")),
+        "dnc1": (("run", "step", "layer"), curve("dnc1")),
+        "rank": (("run", "step", "layer"), curve("rank")),
+        "rank_before": (("run", "step", "hidden"), curve("rank_before")),
+        "singular_values": (("run", "layer", "index"), stack("after", "singular_values")),
+        "singular_values_before": (("run", "hidden", "index"), stack("before", "singular_values")),
+        "gram": (("run", "layer", "class", "other_class"), stack("after", "gram")),
+        "gram_before": (("run", "hidden", "class", "other_class"), stack("before", "gram")),
+    }
+    for name, losses in references.items():
+        variables[name] = ("run", np.array([losses[one] for one in config.grid.weight_decay]))
+    return xarray.Dataset(
+        variables,
+        coords={
+            "seed": ("run", config.grid.seed.astype(np.int32)),
+            "weight_decay": ("run", config.grid.weight_decay),
+            "learning_rate": ("run", config.grid.learning_rate),
+            "step": np.array([line["step"] for line in lines], np.int32),
+            "layer": np.arange(1, config.depth + 1, dtype=np.int32),
+            "hidden": np.arange(2, config.depth + 1, dtype=np.int32),
+        },
+    )
+
+
+def main(config: Config) -> None:
+    """Runs the experiment, draws its figure and prints the end of each run."""
+    rows = run(config)
+    dufm_figure.draw(Path(config.out))
+    for row in rows:
+        end = "diverged" if row["diverged_at"] is not None else f"accuracy {row['accuracy']:.4f}"
+        print(
+            f"seed {row['seed']}, decay {row['weight_decay']:g}, rate {row['learning_rate']:g}: "
+            f"loss {row['loss']:.5f} (DNC {row['dnc_loss']:.5f}, SRG {row['srg_loss']:.5f}), "
+            f"{end}, structure {row['structure']}"
+        )
+        for name in () if row["diverged_at"] is not None else ("rank", "rank_before", "dnc1"):
+            layers = range(2 if name == "rank_before" else 1, config.depth + 1)
+            print(f"  {name}: " + "  ".join(f"{row[f'{name}_{layer}']:.3g}" for layer in layers))
+    print(f"Results are in {config.out}.")
+
+
+if __name__ == "__main__":
+    cli.launch(main, Config, PRESETS)

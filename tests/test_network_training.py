@@ -1,0 +1,145 @@
+"""The command that trains networks, on few digits and a ResNet of one block a stage."""
+
+import json
+from pathlib import Path
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("flax", reason="the networks need flax, of the extra `networks`")
+
+from dufm_jax import Decay, Problem, data, dufm
+from dufm_jax.networks import runs
+from experiments import dufm_figure, network_training, records
+
+TINY = {
+    "blocks": 1,
+    "samples_per_class": 5,
+    "batch_size": 10,
+    "num_epochs": 4,
+    "measure_every": 2,
+    "depth": 3,
+    "num_seeds": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nothing disturbed, and its rows."""
+    config = network_training.Config(out=str(tmp_path_factory.mktemp("whole")), **TINY)
+    return config, network_training.run(config)
+
+
+def _lines(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / records.METRICS).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_files_rows_and_figure(finished):
+    config, rows = finished
+    folder = Path(config.out)
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert [line["epoch"] for line in _lines(folder)] == [0, 2, 4]
+    assert [line["step"] for line in _lines(folder)] == [0, 10, 20]
+    recorded = records.read_config(folder)
+    assert (recorded["samples"], recorded["image_shape"], recorded["notice"]) == (50, [8, 8, 1], "")
+    arrays = records.read_arrays(folder)
+    for index, row in enumerate(rows):
+        assert float(arrays.fit[index, -1]) == pytest.approx(row["fit"])
+        assert row["loss"] == pytest.approx(row["fit"] + row["regularisation"])
+        for layer in (1, 2, 3):
+            values = arrays.singular_values.sel(layer=layer)[index].values
+            assert row[f"rank_{layer}"] == np.sum(values > config.rank_tolerance * values[0])
+    assert dufm_figure.draw(folder).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_loss_is_equation_1_on_the_features_of_all_images(finished):
+    config, _ = finished
+    images = network_training.load(config)
+    recipe = config.recipe(images)
+    pixels, _ = data.standardise(images.images)
+    state = runs.start(recipe, config.grid.seed, pixels.shape[1:], config.strengths)
+    measured = network_training.measure(config, recipe, state, pixels, images.labels)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), state.variables)
+    _, activations, _ = recipe.classifier.apply(variables, jnp.asarray(pixels), train=False)
+    params = recipe.classifier.head_params(variables, activations.after[0])
+    problem = Problem(10, 5, config.widths)
+    decay = Decay(jnp.asarray(config.features_decay), jnp.full(3, config.weight_decay[0]))
+    fit, regularisation = dufm.loss_terms(params, problem, decay)
+    assert measured[0].fit == pytest.approx(float(fit), rel=1e-5)
+    assert measured[0].regularisation == pytest.approx(float(regularisation), rel=1e-5)
+
+
+def test_resumed_is_uninterrupted(finished, tmp_path, monkeypatch):
+    whole, _ = finished
+    config = network_training.Config(out=str(tmp_path / "cut"), **TINY)
+    train_epoch = runs.train_epoch
+
+    def interrupted(recipe, state, strengths, seeds, epoch, *rest):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return train_epoch(recipe, state, strengths, seeds, epoch, *rest)
+
+    monkeypatch.setattr(runs, "train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        network_training.run(config)
+    monkeypatch.setattr(runs, "train_epoch", train_epoch)
+    folder = Path(config.out)
+    # A line beyond the checkpoint, cut off: what a kill between the two may leave.
+    with (folder / records.METRICS).open("a") as file:
+        file.write('{"epoch": 4, "fit": [0.')
+    network_training.run(network_training.Config(out=config.out, resume=True, **TINY))
+    assert _lines(folder) == _lines(Path(whole.out))
+    for name in (records.RUNS, records.RESULTS):
+        assert (folder / name).read_bytes() == (Path(whole.out) / name).read_bytes()
+
+
+def test_what_cannot_be_resumed_is_refused(finished, tmp_path):
+    whole, _ = finished
+    with pytest.raises(ValueError, match="num_epochs=4, not 6") as error:
+        network_training.run(
+            network_training.Config(out=whole.out, resume=True, **(TINY | {"num_epochs": 6}))
+        )
+    cases.assert_one_sentence(str(error.value))
+    with pytest.raises(ValueError, match="no run to resume") as error:
+        network_training.run(network_training.Config(out=str(tmp_path), resume=True, **TINY))
+    cases.assert_one_sentence(str(error.value))
+
+
+def test_a_run_that_diverges_leaves_its_neighbour_alone(finished, tmp_path):
+    whole, rows = finished
+    flags = TINY | {"num_seeds": 1, "learning_rate": (*whole.learning_rate, 1e9)}
+    config = network_training.Config(out=str(tmp_path / "wild"), **flags)
+    calm, wild = network_training.run(config)
+    np.testing.assert_equal(calm, rows[0])
+    assert wild["diverged_at"] is not None
+    assert np.isnan(wild["loss"])
+    assert wild["rank_2"] is None
+    assert dufm_figure.draw(Path(config.out)).exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"depth": 1}, "--depth"),
+        ({"samples_per_class": -1}, "--samples_per_class"),
+        ({"measure_every": 0}, "--measure_every"),
+        ({"rank_tolerance": 2.0}, "--rank_tolerance"),
+        ({"features_decay": 0.0}, "--features_decay"),
+        ({"learning_rate": (-1.0,)}, "learning rate"),
+        ({"resume": True, "overwrite": True}, "--resume"),
+    ],
+)
+def test_flags_out_of_range(flags, named):
+    with pytest.raises(ValueError, match=named) as error:
+        network_training.Config(**flags)
+    cases.assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize("preset", network_training.PRESETS)
+def test_presets_are_valid(preset):
+    config = network_training.Config(**network_training.PRESETS[preset])
+    assert config.grid.num_runs == config.num_seeds
