@@ -68,7 +68,7 @@ def test_paths_exist():
     names = re.findall(r"^  (\S+)", tree, re.MULTILINE)
     assert names
     assert [name for name in names if not (ROOT / "dufm_jax" / name).exists()] == []
-    modules = re.findall(r"python -m experiments\.(\w+)", TEXT)
+    modules = re.findall(r"python -m experiments\.([a-z_0-9]+)", TEXT)
     assert [name for name in modules if not (ROOT / f"experiments/{name}.py").exists()] == []
     images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT)
     assert images
