@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 
 
 def flag(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
@@ -43,6 +44,7 @@ def launch(
     jax.config.update("jax_enable_x64", True)
     # Says at each start on a CPU that there is no TPU.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells each of its steps.
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", _num_cores())
     _keep_compiled()
