@@ -64,7 +64,8 @@ def summarise(runs: Sequence[Mapping[str, str]], depth: int) -> dict[str, Any]:
     alive = ended(runs)
     losses = [float(row["loss"]) for row in alive] or [math.nan]
     intermediate = [ranks(row, depth) for row in alive]
-    dnc1 = [max(float(row[f"dnc1_{layer}"]) for layer in range(1, depth + 1)) for row in alive]
+    # Not defined, and empty, where all class means coincide.
+    dnc1 = [max(float(row[f"dnc1_{layer}"] or 0) for layer in range(1, depth + 1)) for row in alive]
     return {
         "runs": len(runs),
         "diverged": len(runs) - len(alive),

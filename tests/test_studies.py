@@ -171,6 +171,16 @@ def test_summary_counts():
     assert not studies.is_dnc(run | {"structure_3": "DNC(2)+zero(1)"}, 3)
 
 
+def test_summary_counts_runs_that_collapsed():
+    run = {"diverged_at": "", "loss": "0.3", "below_dnc": "False", "dnc_loss": "0.2"}
+    run |= {"srg_loss": "", "rank_2": "1", "rank_before_2": "1", "rank_before_3": "1"}
+    run |= {"structure": "none", "structure_2": "none", "structure_3": "none"}
+    dnc1 = ["1e-8", "2e-3", ""]  # Not defined where all class means coincide.
+    runs = [run | {f"dnc1_{layer}": value for layer in (1, 2, 3)} for value in dnc1]
+    row = studies.summarise(runs, 3)
+    assert (row["runs"], row["collapsed"], row["dnc1_largest"]) == (3, 2, 2e-3)
+
+
 def test_units_that_are_off_are_not_shown():
     means = np.array([[0.0, 1], [0, 0], [1, 0]])
     np.testing.assert_array_equal(panels.active(means), [[1, 0], [0, 1]])
