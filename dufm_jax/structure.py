@@ -76,7 +76,7 @@ def recognise(gram: Float[np.ndarray, "K K"], tolerance: float = TOLERANCE) -> S
         raise ValueError("a Gram matrix must be symmetric.")
     squares = np.diag(gram)
     alive = squares > tolerance * np.max(squares)
-    if not alive.any():
+    if norm == 0 or not alive.any():  # The norm of tiny entries is 0 as well.
         return Structure(f"zero({len(gram)})", 0.0)
     lengths = np.sqrt(np.where(alive, squares, 1))
     touching = (np.abs(gram) > _SAME * np.outer(lengths, lengths)) & np.outer(alive, alive)

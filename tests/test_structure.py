@@ -202,6 +202,7 @@ def test_what_is_no_gram_matrix_is_refused():
 
 def test_zero_features_are_zero():
     assert structure.recognise(np.zeros((3, 3))) == ("zero(3)", 0)
+    assert structure.recognise(1e-200 * np.eye(3)) == ("zero(3)", 0)
 
 
 def test_diverged_features_have_no_structure():
