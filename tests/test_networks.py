@@ -118,7 +118,7 @@ def forward_by_hand(held: Variables, images: np.ndarray, train: bool) -> tuple:
 )
 def test_forward_pass_equals_numpy(shape, train):
     held = variables("float64", shape=shape)
-    images, _ = draw(5, shape, "float64")
+    images, _ = draw(6, shape, "float64")
     logits, activations, changed = apply(SMALL, held, images, train)
     expected, before, after, (mean, variance) = forward_by_hand(held, np.asarray(images), train)
     np.testing.assert_allclose(logits, expected, **cases.EXACT)
@@ -136,7 +136,7 @@ def test_forward_pass_equals_numpy(shape, train):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [24, 25])
+@pytest.mark.parametrize("size", [2, 3, 24, 25])
 def test_convolutions_agree(size, stride):
     generator = np.random.default_rng(3)
     images = jnp.asarray(generator.normal(size=(4, size, size, 2)))
@@ -144,20 +144,23 @@ def test_convolutions_agree(size, stride):
     expected = convolve_by_hand(np.asarray(images), np.asarray(kernel), stride)
     flow = jnp.asarray(generator.normal(size=expected.shape))
     results = {}
-    for method in ("direct", "tiled"):
+    for method in ("direct", "patches"):
         convolve = functools.partial(resnet.convolve, stride=stride, method=method)
         value, pull = jax.vjp(convolve, images, kernel)
         np.testing.assert_allclose(value, expected, **cases.EXACT)
         results[method] = pull(flow)
-    assert "scan" in str(jax.make_jaxpr(pull)(flow))  # The tiles are not too many or too few.
-    for direct, tiled in zip(results["direct"], results["tiled"], strict=True):
-        np.testing.assert_allclose(tiled, direct, **cases.EXACT)
+    # Patches do without XLA where the image is tiny, and in the gradient of large ones.
+    text = str(jax.make_jaxpr(pull)(flow))
+    assert ("conv_general_dilated" in text, "scan" in text) == (size > 3, size > 3)
+    for direct, patches in zip(results["direct"], results["patches"], strict=True):
+        np.testing.assert_allclose(patches, direct, **cases.EXACT)
 
 
 def test_head_is_a_dufm():
-    images, _ = draw(6, dtype="float64")
+    shape = (11, 9, 3)
+    images, _ = draw(6, shape, "float64")
     order = jnp.asarray([0, 3, 1, 4, 2, 5])  # Class by class.
-    held = variables("float64")
+    held = variables("float64", shape=shape)
     logits, activations, _ = apply(SMALL, held, images[order], False)
     params = SMALL.head_params(held, activations.after[0])
     np.testing.assert_allclose(dufm.outputs(params).T, logits, **cases.EXACT)

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 CHANNELS = (16, 32, 64)
-CONVOLUTIONS = ("auto", "direct", "tiled")
+CONVOLUTIONS = ("auto", "direct", "patches")
 
-# "tiled" unrolls the patches of so many images at a time, few enough to stay in the cache, where
-# its results have at least that height. On smaller ones it would save nothing.
+# "patches" differs from "direct" on images of at most so many pixels in height, and in the gradient
+# by the kernel where the results are at least so high. In between it would save nothing.
+TINY, LARGE = 3, 12
+# So many images at a time, whose patches stay in the processor's cache.
 TILE = 2
-LEAST_HEIGHT = 12
 
 
 def convolve(
@@ -28,11 +29,11 @@ def convolve(
 ) -> Float[Array, "B h w D"]:
     """A 3x3 convolution with a margin of one zero, by one of `CONVOLUTIONS`.
 
-    The methods differ in the gradient by the kernel alone. "direct" leaves it to XLA, as is right
-    on accelerators. On CPUs XLA runs it as a convolution whose window is as large as the image,
-    which takes longer than the other two convolutions together; "tiled" multiplies matrices of
-    patches instead, a few images at a time. "auto" is "tiled" on CPUs and "direct" elsewhere. All
-    are slow on CPUs inside loops and under `vmap`.
+    "direct" leaves all to XLA, as is right on accelerators. On CPUs it has two weak spots, where
+    "patches" multiplies matrices of patches instead: images no larger than the kernel, six times
+    slower, and the gradient by the kernel, which XLA runs as a convolution whose window is as large
+    as the image. "auto" is "patches" on CPUs and "direct" elsewhere. All are slow on CPUs inside
+    loops and under `vmap`.
 
     Args:
       images: [B, H, W, C].
@@ -46,9 +47,15 @@ def convolve(
     if method not in CONVOLUTIONS:
         raise ValueError(f"the convolution must be one of {CONVOLUTIONS}, got {method!r}.")
     if method == "auto":
-        method = "tiled" if jax.default_backend() == "cpu" else "direct"
-    tiles = images.shape[0] % TILE == 0 and images.shape[1] // stride >= LEAST_HEIGHT
-    return (_tiled if method == "tiled" and tiles else _direct)(images, kernel, stride)
+        method = "patches" if jax.default_backend() == "cpu" else "direct"
+    if method == "patches":
+        batch, height = images.shape[:2]
+        if height <= TINY:
+            matrix = kernel.reshape(-1, kernel.shape[-1])
+            return jnp.einsum("bhwi,io->bhwo", _patches(images, stride), matrix)
+        if height // stride >= LARGE and batch % TILE == 0:
+            return _tiled(images, kernel, stride)
+    return _direct(images, kernel, stride)
 
 
 def _direct(images: Array, kernel: Array, stride: int) -> Array:
@@ -77,11 +84,12 @@ def _backward(stride: int, saved: tuple[Array, Array], cotangent: Array) -> tupl
 
     def add(index: Array, total: Array) -> Array:
         image, flow = (tile[index] for tile in tiles)
-        return total + jnp.einsum("bhwi,bhwo->io", _patches(image, stride), flow)
+        # In the other order XLA:CPU would transpose the patches.
+        return total + jnp.einsum("bhwo,bhwi->oi", flow, _patches(image, stride))
 
-    start = jnp.zeros((9 * kernel.shape[2], kernel.shape[3]), kernel.dtype)
+    start = jnp.zeros((kernel.shape[3], 9 * kernel.shape[2]), kernel.dtype)
     by_kernel = jax.lax.fori_loop(0, len(tiles[0]), add, start)
-    return by_images, by_kernel.reshape(kernel.shape)
+    return by_images, by_kernel.T.reshape(kernel.shape)
 
 
 _tiled.defvjp(_forward, _backward)

@@ -41,7 +41,6 @@ def start(
     Returns:
       Leaves [R, ...], NumPy.
     """
-
     columns = jax.tree.map(jnp.asarray, (seeds, strengths))
     return jax.device_get(_start(recipe, image_shape, columns))
 
@@ -94,11 +93,13 @@ def train_epoch(
         way = "looped" if devices[0].platform == "cpu" else "vmapped"
     count = len(state.step)
     num_groups = count if way == "looped" else min(len(devices), count)
+    used = devices[:num_groups]
+    shared = [jax.device_put((images, labels, epoch), device) for device in used]
     groups = []
     for index, runs in enumerate(np.array_split(np.arange(count), num_groups)):
         own = jax.tree.map(lambda leaf, i=runs: np.asarray(leaf)[i], (state, strengths, seeds))
-        shared = images, labels, epoch
-        groups.append(jax.device_put((own, shared), devices[index % len(devices)]))
+        place = index % len(used)
+        groups.append((jax.device_put(own, used[place]), shared[place]))
     orders = [_orders(recipe, seeds, epoch) for (_, _, seeds), (_, _, epoch) in groups]
     states = [own[0] for own, _ in groups]
     terms: list[list[Terms]] = [[] for _ in groups]
