@@ -11,8 +11,9 @@ summary.csv, a row for each K, L, width and weight decay:
 
 (Sections 4 and 6.1, Appendix B.1.) `loss_min` over `dnc_loss` says by how much; both are of float64
 measurements of float32 descent. The models have one sample a class, which with n times the decay of
-H_1 is the problem on the class means, so that thousands of runs take minutes. Sweeps that are
-finished already are not run again.
+H_1 is the problem on the class means, so that thousands of runs take minutes. A step moves a
+sample by 1 / N of its gradient, and features of few samples die at the rate of many; so for K = 2
+and 3 the rate is K / 10 of --learning_rate. Sweeps that are finished already are not run again.
 """
 
 import dataclasses
@@ -63,7 +64,7 @@ class Config:
                     depth=depth,
                     width=max(int(width), classes),
                     weight_decay=tuple(value * 10 / classes for value in self.decays),
-                    learning_rate=(self.learning_rate,),
+                    learning_rate=(self.learning_rate * (classes / 10 if classes < 4 else 1),),
                     num_seeds=self.num_seeds,
                     num_steps=self.num_steps,
                     stop_when_converged=True,
