@@ -104,7 +104,7 @@ PICTURES = {
     "figure5": "Figure 5: low-rank solutions for K = 3, 4 and 5; for K = 4 the square graph",
     "figure6": "Figure 6: many layers, K = 15 and L = 7, where the rank grows late",
     "figure7": "Figure 7: close to SRG but of lower loss, K = 6",
-    "figure8": "Figure 8: the same for K = 15",
+    "figure8": "Figure 8: the run of least loss for K = 15",
 }
 
 
