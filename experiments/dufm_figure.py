@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray
+from matplotlib.ticker import NullFormatter
 
 from experiments import cli, records
 
@@ -112,6 +113,7 @@ def _step_axis(axis: plt.Axes, steps: np.ndarray) -> None:
     if len(steps) > 2:
         axis.set_xscale("log")
         axis.set_xlim(steps[1], steps[-1])
+        axis.xaxis.set_minor_formatter(NullFormatter())  # They would overlap.
 
 
 @dataclasses.dataclass(frozen=True)
