@@ -23,7 +23,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,8 @@ def run(config: Config) -> list[dict[str, Any]]:
     steps, curves, last = _train(config, folder)
     state = last.state
     measured = _measure(config, state)
-    references = _reference_losses(config)
+    decays = {value: Decay.uniform(value, config.depth) for value in config.weight_decay}
+    references = reference_losses(config.problem, decays)
     arrays = _arrays(config, steps, state, curves, measured, references)
     records.write_arrays(folder / records.RESULTS, arrays)
     rows = _rows(config, last, measured, references)
@@ -196,14 +197,16 @@ def _train(config: Config, folder: Path) -> tuple[np.ndarray, sweep.Curves, swee
     return np.concatenate(steps), curves, chunk
 
 
-def _reference_losses(config: Config) -> dict[str, dict[float, float]]:
+def reference_losses(
+    problem: Problem, decays: Mapping[float, Decay]
+) -> dict[str, dict[float, float]]:
     """L_DNC and L_SRG by weight decay; NaN where the solution does not exist."""
     losses: dict[str, dict[float, float]] = {}
     for name, formula in (("dnc_loss", theory.dnc_loss), ("srg_loss", theory.srg_loss)):
         losses[name] = {}
-        for value in config.weight_decay:
+        for value, decay in decays.items():
             try:
-                loss = float(formula(config.problem, Decay.uniform(value, config.depth)))
+                loss = float(formula(problem, decay))
             except ValueError:  # K < 6 or L < 3 for SRG, or too narrow.
                 loss = math.nan
             losses[name][value] = loss

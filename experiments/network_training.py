@@ -37,9 +37,9 @@ import xarray
 from jaxtyping import Array
 from orbax.checkpoint import v1 as orbax
 
-from dufm_jax import Decay, Problem, collapse, data, streaming, structure, sweep, theory
+from dufm_jax import Decay, Problem, collapse, data, streaming, structure, sweep
 from dufm_jax.networks import classifier, runs, training
-from experiments import cli, dufm_figure, records
+from experiments import cli, dufm_figure, dufm_training, records
 
 CHECKPOINTS = "checkpoints"
 _KEPT = 2  # Checkpoints; the older ones are deleted.
@@ -168,8 +168,9 @@ _PAPER: dict[str, Any] = {
     "features_decay": 5e-6,
     "batch_size": 128,
     "num_seeds": 5,
+    "num_epochs": 400,
+    "measure_every": 10,
 }
-_PAPER |= {"num_epochs": 400, "measure_every": 10}
 _DUFM = {"learning_rate": (0.05,), **_PAPER}
 _STANDARD = {"regularisation": "standard", "depth": 5, **_PAPER}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -250,13 +251,11 @@ def _claim(config: Config) -> Path:
         return folder
     if not (folder / records.CONFIG).exists():
         raise ValueError(f"--out={config.out} holds no run to resume; leave out --resume.")
-    found = records.read_config(folder)
-    for name, value in config.settings.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"--out={config.out} holds a run with {name}={found.get(name)}, not {value}; "
-                "resume it with the same flags."
-            )
+    different = records.difference(folder, config.settings)
+    if different:
+        raise ValueError(
+            f"--out={config.out} holds a run with {different}; resume it with the same flags."
+        )
     return folder
 
 
@@ -412,19 +411,15 @@ def _read_lines(folder: Path) -> list[dict[str, Any]]:
 def _reference_losses(config: Config, images: data.Dataset) -> dict[str, dict[float, float]]:
     """L_DNC and L_SRG by weight decay; NaN where there is none."""
     count = len(images.labels) // images.num_classes
+    features = jnp.asarray(config.features_decay)
+    decays = {
+        value: Decay(features, jnp.full(config.depth, value, jnp.float64))
+        for value in config.weight_decay
+    }
     problem = Problem(images.num_classes, count, config.widths)
-    losses: dict[str, dict[float, float]] = {}
-    for name, formula in (("dnc_loss", theory.dnc_loss), ("srg_loss", theory.srg_loss)):
-        losses[name] = {}
-        for value in config.weight_decay:
-            decay = Decay(
-                jnp.asarray(config.features_decay), jnp.full(config.depth, value, jnp.float64)
-            )
-            try:
-                loss = float(formula(problem, decay))
-            except ValueError:  # L < 3 for SRG, or too narrow.
-                loss = math.nan
-            losses[name][value] = loss if config.regularisation == "dufm" else math.nan
+    losses = dufm_training.reference_losses(problem, decays)
+    if config.regularisation != "dufm":
+        return {name: dict.fromkeys(values, math.nan) for name, values in losses.items()}
     return losses
 
 

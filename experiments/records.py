@@ -120,6 +120,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG).read_text())
 
 
+def difference(folder: Path, settings: Mapping[str, Any]) -> str:
+    """The first setting in which the run of a folder differs, in words, or "" if none does."""
+    found = read_config(folder)
+    for name, value in settings.items():
+        if found.get(name) != value:
+            return f"{name}={found.get(name)}, not {value}"
+    return ""
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a file that `write_csv` wrote, as text."""
     with path.open(newline="") as file:

@@ -18,13 +18,9 @@ def check(trainings: Iterable[dufm_training.Config]) -> None:
     for training in trainings:
         folder = Path(training.out)
         if (folder / records.RUNS).exists():
-            found = records.read_config(folder)
-            for name, value in training.settings.items():
-                if found.get(name) != value:
-                    raise ValueError(
-                        f"{folder} holds runs with {name}={found.get(name)}, not {value}; name "
-                        "another --out."
-                    )
+            different = records.difference(folder, training.settings)
+            if different:
+                raise ValueError(f"{folder} holds runs with {different}; name another --out.")
 
 
 def train(training: dufm_training.Config) -> list[dict[str, str]]:
