@@ -20,6 +20,7 @@ TINY = {
     "samples_per_class": 5,
     "batch_size": 10,
     "num_epochs": 4,
+    "warmup_epochs": 1,
     "measure_every": 2,
     "depth": 3,
     "num_seeds": 2,

@@ -239,16 +239,18 @@ def test_what_is_decayed(name, batch_norm, expected):
 
 
 def test_one_step_is_sgd_with_momentum():
-    recipe = Recipe(SMALL, num_samples=4, num_epochs=8, batch_size=4, schedule="step")
+    recipe = Recipe(
+        SMALL, num_samples=4, num_epochs=10, batch_size=4, schedule="step", warmup_epochs=2
+    )
     images, labels = draw(4)
     gradient = jax.jit(jax.grad(training.objective, has_aux=True), static_argnums=5)
     step = jax.jit(training.step, static_argnums=4)
     state = training.start(recipe, jax.random.key(0), SHAPE, STRENGTHS)
     params, stats = state.variables
     velocity = jax.tree.map(jnp.zeros_like, params)
-    for number in range(8):
-        # A tenth from half and a hundredth from three quarters of the 8 steps on.
-        rate = 0.02 * (1 if number < 4 else 0.1 if number < 6 else 0.01)
+    # Warm-up; then a tenth from half and a hundredth from three quarters of the other 8 steps on.
+    for share in (0, 0.5, 1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01):
+        rate = 0.02 * share
         slope, (_, stats) = gradient(params, stats, images, labels, STRENGTHS, recipe)
         velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, slope)
         params = jax.tree.map(lambda p, v, r=rate: p - jnp.float32(r) * v, params, velocity)
@@ -259,7 +261,7 @@ def test_one_step_is_sgd_with_momentum():
         Variables(params, stats),
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {jnp.dtype("float32")}
-    assert int(state.step) == 8
+    assert int(state.step) == 10
 
 
 SEEDS = np.array([3, 1, 3])
@@ -361,6 +363,7 @@ def test_random_images_are_fitted():
         (lambda: Recipe(SMALL, 12, 1, batch_size=13), "batch size"),
         (lambda: Recipe(SMALL, 12, 0, batch_size=4), "num_epochs"),
         (lambda: Recipe(SMALL, 12, 1, batch_size=4, momentum=1.0), "momentum"),
+        (lambda: Recipe(SMALL, 12, 1, batch_size=4, warmup_epochs=1), "warmup_epochs"),
         (lambda: Recipe(SMALL, 12, 1, batch_size=4, schedule="linear"), "schedule"),
         (lambda: Recipe(SMALL, 12, 1, batch_size=4, regularisation="none"), "regularisation"),
         (lambda: train(way="parallel"), "way"),

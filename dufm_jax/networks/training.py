@@ -39,7 +39,7 @@ class Recipe:
     Attributes:
       classifier: The network.
       num_samples: N, the size of the training set.
-      num_epochs: The length of the schedule.
+      num_epochs: The length of the training.
       batch_size: B. The last N mod B samples of an epoch's order are left out of that epoch.
       regularisation: One of `REGULARISATIONS`.
       decay_batch_norm: Whether the standard regularisation includes the scales and biases of batch
@@ -47,6 +47,9 @@ class Recipe:
       momentum: Of SGD, without dampening.
       schedule: "constant"; "cosine", down to 0 at the end; or "step", a tenth from half and again a
         tenth from three quarters of the steps on, as in He et al.
+      warmup_epochs: In the first epochs the learning rate rises linearly from 0, and the schedule
+        begins after them. At a high rate the regularisation of the initial, large H_1 would
+        otherwise end in the zero solution or in divergence.
 
     Raises:
       ValueError: if a number is out of range, or a name unknown.
@@ -60,6 +63,7 @@ class Recipe:
     decay_batch_norm: bool = True
     momentum: float = 0.9
     schedule: str = "constant"
+    warmup_epochs: int = 0
 
     def __post_init__(self) -> None:
         if not 2 <= self.batch_size <= self.num_samples:
@@ -72,6 +76,11 @@ class Recipe:
                 "num_epochs must be at least 1 and the momentum at least 0 and below 1, got "
                 f"{self.num_epochs} and {self.momentum}."
             )
+        if not 0 <= self.warmup_epochs < self.num_epochs:
+            raise ValueError(
+                f"warmup_epochs must be at least 0 and below the {self.num_epochs} epochs, got "
+                f"{self.warmup_epochs}."
+            )
         for name, known in (("regularisation", REGULARISATIONS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"the {name} must be one of {known}, got {getattr(self, name)!r}.")
@@ -83,7 +92,8 @@ class Recipe:
 
     def optimizer(self, learning_rate: ArrayLike) -> optax.GradientTransformation:
         """SGD from that learning rate on, which may be traced."""
-        steps = self.num_epochs * self.steps_per_epoch
+        warmup = self.warmup_epochs * self.steps_per_epoch
+        steps = self.num_epochs * self.steps_per_epoch - warmup
         schedule = {
             "constant": lambda: optax.constant_schedule(learning_rate),
             "cosine": lambda: optax.cosine_decay_schedule(learning_rate, steps),
@@ -91,6 +101,9 @@ class Recipe:
                 learning_rate, {steps // 2: 0.1, 3 * steps // 4: 0.1}
             ),
         }[self.schedule]()
+        if warmup:
+            rise = optax.linear_schedule(0.0, learning_rate, warmup)
+            schedule = optax.join_schedules([rise, schedule], [warmup])
         return optax.sgd(schedule, momentum=self.momentum or None)
 
 
