@@ -9,6 +9,16 @@ import numpy as np
 from jaxtyping import Float
 
 NEVER = -1
+# What of a `Schedule` changes along the steps, one entry a run.
+_CHANGING = (
+    "end",
+    "next_look",
+    "may_reduce",
+    "groups",
+    "num_groups",
+    "reduced_at",
+    "reduced_until",
+)
 
 
 class Schedule:
@@ -62,6 +72,16 @@ class Schedule:
         self.reduced_at = np.full(count, NEVER)
         self.reduced_until = np.zeros(count, int)
 
+    @property
+    def content(self) -> dict[str, np.ndarray]:
+        """All that must be kept for `restore` to go on as if nothing had happened; [R, ...]."""
+        return {name: getattr(self, name).copy() for name in _CHANGING}
+
+    def restore(self, content: dict[str, np.ndarray]) -> None:
+        """Takes over what `content` gave at some step."""
+        for name in _CHANGING:
+            setattr(self, name, np.array(content[name]))
+
     def left(self, step: int) -> np.ndarray:
         """The records before the closing steps, [R]."""
         return (self.end - self.closing_steps - step) // self.every
@@ -77,13 +97,17 @@ class Schedule:
         for count in np.unique(self.num_groups[active]):
             yield int(count), np.flatnonzero(active & (self.num_groups == count))
 
-    def records(self, step: int, most: int) -> int:
-        """How many records to make until the next decision: `most` or 1, if it is sooner."""
+    def records(self, step: int, most: int, pause: int | None = None) -> int:
+        """How many records to make until the next decision: `most` or 1, if it is sooner.
+
+        None of them lies beyond the next multiple of `pause` records.
+        """
         sooner = (self.end - step)[self.end > step] // self.every
         reduced = (self.num_groups > 0) & (self.end > step)
         until = np.minimum(self.left(step), (self.reduced_until - step) // self.every)[reduced]
         look = (self.next_look - step)[self.end > step] // self.every
-        limit = min([most, *sooner, *until, *look])
+        ahead = [] if pause is None else [pause - step // self.every % pause]
+        limit = min([most, *sooner, *until, *look, *ahead])
         return most if limit >= most and not self.waiting(step).any() else 1
 
     def reduce(self, step: int, runs: np.ndarray, groups: np.ndarray, counts: np.ndarray) -> None:

@@ -62,6 +62,10 @@ class Grid(NamedTuple):
         """R."""
         return len(self.seed)
 
+    def take(self, runs: Int[np.ndarray, " S"]) -> "Grid":
+        """Those runs alone."""
+        return Grid(*(column[runs] for column in self))
+
 
 class Curves(NamedTuple):
     """What is recorded along a run.
@@ -77,6 +81,24 @@ class Curves(NamedTuple):
     dnc1: Float[Array, "... L"]
 
 
+class Snapshot(NamedTuple):
+    """All that `run` needs to go on; leaves [R, ...], NumPy.
+
+    Attributes:
+      done: The steps made, the same for all runs.
+      state: As in `Progress`.
+      anchor: The parameters when convergence was last looked at.
+      point: The last recorded point, leaves [R, 1, ...].
+      schedule: `Schedule.content`.
+    """
+
+    done: Int[np.ndarray, " R"]
+    state: training.State
+    anchor: Params
+    point: Curves
+    schedule: dict[str, np.ndarray]
+
+
 class Progress(NamedTuple):
     """What `run` yields.
 
@@ -85,14 +107,22 @@ class Progress(NamedTuple):
       state: Of all runs, leaves [R, ...], NumPy; `state.step` of a run that has ended is where.
       curves: Since the last one, leaves [R, records, ...], NumPy; a run that has ended keeps its
         last point.
-      reduced_at: The step at which each run was first reduced to groups of samples, or
-        `schedule.NEVER`, [R].
+      snapshot: From where another call of `run` with the same arguments goes on, bit by bit the
+        same on the same devices.
+      ended: Whether all runs have.
     """
 
     step: Int[np.ndarray, " records"]
     state: training.State
     curves: Curves
-    reduced_at: Int[np.ndarray, " R"]
+    snapshot: Snapshot
+    ended: bool
+
+    @property
+    def reduced_at(self) -> Int[np.ndarray, " R"]:
+        """The step at which each run was first reduced to groups of samples, or
+        `schedule.NEVER`, [R]."""
+        return self.snapshot.schedule["reduced_at"]
 
 
 def measure_curves(
@@ -129,6 +159,9 @@ def run(
     reduce: bool = True,
     stop_when_converged: bool = False,
     devices: Sequence[jax.Device] | None = None,
+    runs_per_device: int | None = None,
+    snapshot: Snapshot | None = None,
+    pause: int | None = None,
 ) -> Iterator[Progress]:
     r"""Gradient descent of all runs of a grid, chunk by chunk.
 
@@ -156,6 +189,11 @@ def run(
       stop_when_converged: Whether runs end, before `num_steps`, once they have converged; those on
         groups of samples after their last steps on all samples.
       devices: Where to run; by default all local devices. Runs are split evenly among them.
+      runs_per_device: How many runs a device holds at once, at most, which bounds the memory; by
+        default all its share.
+      snapshot: Where to go on, of an earlier item; its step is not yielded again.
+      pause: Items come at the multiples of that many records, and up to `num_steps` whether the
+        runs have ended or not, so that processes with different runs can keep step.
 
     Yields:
       `Progress`.
@@ -168,6 +206,8 @@ def run(
             "num_steps must be at least 0, record_every and records_per_chunk at least 1, got "
             f"{num_steps}, {record_every} and {records_per_chunk}."
         )
+    if runs_per_device is not None and runs_per_device < 1:
+        raise ValueError(f"runs_per_device must be at least 1, got {runs_per_device}.")
     reduce = reduce and optimizer is optax.sgd
     devices = jax.local_devices() if devices is None else devices
     devices = devices[: grid.num_runs]
@@ -227,9 +267,6 @@ def run(
         options = {"xla_cpu_multi_thread_eigen": False} if num_groups and on_cpu else None
         return jax.jit(sharded, donate_argnums=0, compiler_options=options)
 
-    # On one device, one run after the other: the orthogonal draws call LAPACK, which XLA:CPU can
-    # wait for forever when it is batched.
-    state, curves = jax.device_get(jax.jit(functools.partial(jax.lax.map, begin))(tuple(grid)))
     scatter = reduction.scatter(grid.weight_decay, grid.learning_rate)
     schedule = Schedule(
         scatter,
@@ -239,16 +276,36 @@ def run(
         reduce=reduce,
         stop_when_converged=stop_when_converged,
     )
-    yield Progress(np.array([0]), state, curves, schedule.reduced_at.copy())
-    anchor = state.params  # Where each run was when its convergence was last looked at.
-    done = 0
-    while (schedule.end > done).any():
+    at_once = min(grid.num_runs, (runs_per_device or grid.num_runs) * mesh.size)
+
+    def progress(parts: list[tuple[np.ndarray, Curves]]) -> Progress:
+        steps, curves = zip(*parts, strict=True)
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *curves)
+        last = jax.tree.map(lambda leaf: leaf[:, -1:], joined)
+        reached = np.full(grid.num_runs, done)
+        snapshot = Snapshot(reached, state, anchor, last, schedule.content)
+        ended = bool((schedule.end <= done).all())
+        return Progress(np.concatenate(steps), state, joined, snapshot, ended)
+
+    if snapshot is None:
+        # On one device, one run after the other: the orthogonal draws call LAPACK, which XLA:CPU
+        # can wait for forever when it is batched.
+        start = jax.jit(functools.partial(jax.lax.map, begin))
+        state, curves = jax.device_get(start(tuple(grid)))
+        anchor = state.params  # Where each run was when its convergence was last looked at.
+        done = 0
+        yield progress([(np.array([0]), curves)])
+    else:
+        done, state, anchor, curves = int(snapshot.done[0]), *snapshot[1:4]
+        schedule.restore(snapshot.schedule)
+    parts = []
+    while done < num_steps if pause else (schedule.end > done).any():
         every = min(record_every, num_steps - done)
-        num_records = schedule.records(done, records_per_chunk)
+        num_records = schedule.records(done, records_per_chunk, pause)
         reached = done + every * num_records
         curves = jax.tree.map(lambda leaf, n=num_records: np.repeat(leaf[:, -1:], n, 1), curves)
-        for num_groups, runs in list(schedule.batches(done)):
-            places = _places(len(runs), grid.num_runs, mesh.size, least=2 if num_groups else 1)
+        for num_groups, runs in _pieces(schedule.batches(done), at_once):
+            places = _places(len(runs), at_once, mesh.size, least=2 if num_groups else 1)
             chosen = runs[np.minimum(np.arange(places), len(runs) - 1)]
             columns = schedule.groups, grid.weight_decay, grid.learning_rate
             inputs = jax.tree.map(lambda leaf, i=chosen: leaf[i], (state, *columns))
@@ -274,8 +331,19 @@ def run(
             )
         schedule.finish(done, converged, state.diverged_at != training.ALIVE)
         schedule.expand(done)
-        steps = np.arange(reached - every * (num_records - 1), reached + 1, every)
-        yield Progress(steps, state, curves, schedule.reduced_at.copy())
+        parts.append((np.arange(reached - every * (num_records - 1), reached + 1, every), curves))
+        if not pause or done % (record_every * pause) == 0 or done == num_steps:
+            yield progress(parts)
+            parts = []
+
+
+def _pieces(
+    batches: Iterator[tuple[int, np.ndarray]], most: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The same with at most that many runs at a time."""
+    for num_groups, runs in list(batches):
+        for first in range(0, len(runs), most):
+            yield num_groups, runs[first : first + most]
 
 
 def _places(needed: int, most: int, num_devices: int, least: int) -> int:

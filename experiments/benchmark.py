@@ -32,6 +32,7 @@ import tqdm
 
 from dufm_jax import Decay, Params, Problem, dufm, sweep
 from experiments import benchmark_figure, cli, records
+from experiments.estimates import floating_operations, peak
 
 RECORDS = 400  # As `experiments.dufm_training` makes.
 
@@ -88,25 +89,6 @@ init = functools.partial(dufm.init, dtype=jnp.float32)
 def has_torch() -> bool:
     """Whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
-
-
-def floating_operations(problem: Problem, columns: int) -> int:
-    """Of a step on so many columns: three products a layer, of two operations an entry."""
-    return 6 * columns * sum(out * into for out, into in problem.weight_shapes)
-
-
-def peak() -> float:
-    """Floating-point operations a second of a float32 product of large matrices, all devices."""
-    size, devices = 1536, jax.local_devices()
-    multiply = jax.pmap(functools.partial(jnp.matmul, precision="highest"), devices=devices)
-    matrices = np.ones((len(devices), size, size), np.float32)
-    placed = jax.device_put(matrices, multiply(matrices, matrices).sharding)
-    seconds = []
-    for _ in range(8):
-        started = time.perf_counter()
-        jax.block_until_ready(multiply(placed, placed))
-        seconds.append(time.perf_counter() - started)
-    return len(devices) * 2 * size**3 / min(seconds)
 
 
 def losses(params: Params, config: Config) -> np.ndarray:

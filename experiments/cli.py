@@ -1,8 +1,10 @@
 """What every command shares: flags from a Config, one-sentence errors, devices."""
 
 import dataclasses
+import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,10 @@ from typing import Any
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+
+from experiments import trainings
+
+_HEARTBEAT_SECONDS = 30  # Without one, a process counts as dead, and the others end.
 
 
 def flag(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
@@ -28,18 +34,22 @@ def launch(
     main: Callable[[Any], None],
     config: type,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
+    several_processes: bool = False,
 ) -> None:
     """Runs `main` with the Config of the command line.
 
     Each field of the Config is a flag; a flag not given has the value of the --preset, if there
-    are presets, or else the default. A ValueError ends the program with its sentence and status 1.
-    Float64 is allowed, and on a machine without an accelerator each core is a device. Compiled
-    programs are kept in $JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder.
+    are presets, or else the default. A ValueError or an OSError ends the program with its sentence
+    and status 1, an interruption with the status of its signal. Float64 is allowed, and on a
+    machine without an accelerator each core is a device. Compiled programs are kept in
+    $JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder.
 
     Args:
       main: The command.
       config: A dataclass whose fields are made by `flag`.
       presets: Values of fields by the name of the preset; the first is the default.
+      several_processes: Whether the command can be one of the processes of a job; it then has the
+        flags of `_define_processes`.
     """
     jax.config.update("jax_enable_x64", True)
     # Says at each start on a CPU that there is no TPU.
@@ -53,7 +63,8 @@ def launch(
     presets = presets or {"default": {}}
     names = list(presets)
     preset = flags.DEFINE_enum("preset", names[0], names, "Values of the flags not given.")
-    for holder in (preset, *holders.values()):  # Else --help would not list them.
+    place = _define_processes() if several_processes else {}
+    for holder in (preset, *holders.values(), *place.values()):  # Else --help would not list them.
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
 
     def with_config(argv: Sequence[str]) -> None:
@@ -61,9 +72,14 @@ def launch(
             if argv[1:]:
                 raise ValueError(f"only flags are understood, got {argv[1]!r}; see --help.")
             given = {name: holder.value for name, holder in holders.items() if holder.present}
-            main(config(**{**presets[preset.value], **given}))
-        except ValueError as error:
+            settings = config(**{**presets[preset.value], **given})
+            _join(**{name: holder.value for name, holder in place.items()})
+            main(settings)
+        except (ValueError, OSError) as error:
             raise SystemExit(f"error: {error}") from error
+        except trainings.Interrupted as interruption:
+            print(interruption, file=sys.stderr)
+            raise SystemExit(interruption.status) from interruption
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
@@ -72,6 +88,59 @@ def launch(
             raise SystemExit(f"error: {error}.") from error
 
     app.run(with_config, flags_parser=parse)
+
+
+def _define_processes() -> dict[str, flags.FlagHolder]:
+    return {
+        "coordinator_address": flags.DEFINE_string(
+            "coordinator_address",
+            "",
+            "HOST:PORT of the first of several processes; auto where JAX knows the cluster (Slurm, "
+            "Open MPI, Kubernetes, Cloud TPU); empty for one process.",
+        ),
+        "num_processes": flags.DEFINE_integer(
+            "num_processes", 1, "How many; not needed with auto."
+        ),
+        "process_id": flags.DEFINE_integer(
+            "process_id", 0, "Which of them this is; not needed with auto."
+        ),
+    }
+
+
+def _join(coordinator_address: str = "", num_processes: int = 1, process_id: int = 0) -> None:
+    """Makes this one of the processes of a job, if there are several."""
+    if not coordinator_address:
+        if num_processes != 1 or process_id != 0:
+            raise ValueError("--num_processes and --process_id need a --coordinator_address.")
+        return
+    initialize = functools.partial(
+        jax.distributed.initialize, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+    )
+    if coordinator_address == "auto":
+        try:
+            initialize()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                "--coordinator_address=auto finds no cluster here; give HOST:PORT, --num_processes "
+                "and --process_id."
+            ) from error
+        return
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"--process_id must be from 0 to {num_processes - 1}, one less than --num_processes, "
+            f"got {process_id}."
+        )
+    if not re.fullmatch(r".+:\d+", coordinator_address):
+        raise ValueError(
+            f"--coordinator_address must be HOST:PORT or auto, got {coordinator_address!r}."
+        )
+    try:
+        initialize(coordinator_address, num_processes, process_id)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--coordinator_address={coordinator_address} cannot be joined as process {process_id} "
+            f"of {num_processes}; is another program at that port, or the first process missing?"
+        ) from error
 
 
 def _keep_compiled() -> None:

@@ -21,16 +21,13 @@ about 1e-7 in every layer, except in a run one of whose 500 samples dies and sta
 import dataclasses
 import functools
 import math
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 import xarray
 
 from dufm_jax import (
@@ -39,16 +36,18 @@ from dufm_jax import (
     Problem,
     dufm,
     metrics,
+    processes,
     schedule,
     structure,
     sweep,
     theory,
     training,
 )
-from experiments import cli, dufm_figure, records
+from experiments import cli, dufm_figure, estimates, records, trainings
 
 _MOST_SEEDS = 1_000_000
 _RECORDS = 400  # Recorded points where --record_every is not given.
+_RECORDS_PER_ROUND = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,11 @@ class Config:
     stop_when_converged: bool = cli.flag(
         False, "End a run when its mean gradient over 10 / (rate * decay) steps has vanished."
     )
-    overwrite: bool = cli.flag(False, "Replace the files of an earlier run in --out.")
+    runs_per_device: int = cli.flag(
+        0, "Runs that a device holds at once, at most, to bound its memory; 0 for all its share."
+    )
+    resume: bool = cli.flag(False, trainings.RESUME)
+    overwrite: bool = cli.flag(False, trainings.OVERWRITE)
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_seeds <= _MOST_SEEDS:
@@ -109,13 +112,19 @@ class Config:
                 raise ValueError(f"--{name} must be finite and not negative, got {value}.")
         if not 0 < self.rank_tolerance < 1:
             raise ValueError(f"--rank_tolerance must be in (0, 1), got {self.rank_tolerance}.")
+        if self.runs_per_device < 0:
+            raise ValueError(
+                f"--runs_per_device must be positive, or 0, got {self.runs_per_device}."
+            )
+        trainings.check(self.resume, self.overwrite)
         _ = self.problem, self.grid  # Their constructors check the sizes, decays and rates.
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the results, as config.json records it."""
         settings = dataclasses.asdict(self)
-        del settings["overwrite"], settings["out"]
+        for name in ("overwrite", "out", "resume", "runs_per_device"):
+            del settings[name]
         return settings | {name: list(settings[name]) for name in ("weight_decay", "learning_rate")}
 
     @property
@@ -140,22 +149,31 @@ PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "quick": {"num_steps": 60_000
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains, measures and writes all records but the figure; returns the rows of runs.csv."""
-    folder = records.claim(config.out, config.overwrite)
-    records.write_json(folder / records.CONFIG, config.settings | records.environment())
-    steps, curves, last = _train(config, folder)
-    state = last.state
-    measured = _measure(config, state)
+    folder = trainings.claim(
+        config.out, config.settings, resume=config.resume, overwrite=config.overwrite
+    )
+    outcome = trainings.carry_out(
+        folder,
+        functools.partial(_descend, config),
+        num_runs=config.grid.num_runs,
+        total=config.num_steps,
+        unit="step",
+        resume=config.resume,
+    )
+    if jax.process_index() != 0:
+        return []
+    snapshot = outcome.state
+    measured = _measure(config, snapshot.state)
     decays = {value: Decay.uniform(value, config.depth) for value in config.weight_decay}
     references = reference_losses(config.problem, decays)
-    arrays = _arrays(config, steps, state, curves, measured, references)
-    records.write_arrays(folder / records.RESULTS, arrays)
-    rows = _rows(config, last, measured, references)
+    records.write_arrays(folder / records.RESULTS, _arrays(config, outcome, measured, references))
+    rows = _rows(config, snapshot, measured, references)
     records.write_csv(folder / records.RUNS, rows)
     return rows
 
 
-def _train(config: Config, folder: Path) -> tuple[np.ndarray, sweep.Curves, sweep.Progress]:
-    """The recorded steps, the curves, leaves [R, records, ...], and the end."""
+def _descend(config: Config, snapshot: sweep.Snapshot | None) -> Iterator[trainings.Round]:
+    """The runs of this process, from the start or from where they were."""
     init = functools.partial(
         dufm.init,
         features_scale=config.features_scale,
@@ -163,38 +181,28 @@ def _train(config: Config, folder: Path) -> tuple[np.ndarray, sweep.Curves, swee
         distribution=config.distribution,
         dtype=jnp.dtype(config.dtype),
     )
-    progress = sweep.run(
+    for progress in sweep.run(
         config.problem,
-        config.grid,
+        config.grid.take(processes.share(config.grid.num_runs)),
         num_steps=config.num_steps,
         record_every=config.record_every or max(1, config.num_steps // _RECORDS),
+        records_per_chunk=_RECORDS_PER_ROUND,
         init=init,
         reduce=config.reduce,
         stop_when_converged=config.stop_when_converged,
-    )
-    steps, parts = [], []
-    started = time.perf_counter()
-    with tqdm.tqdm(
-        total=config.num_steps,
-        desc=f"{config.grid.num_runs} runs",
-        unit=" steps",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    ) as bar:
-        for chunk in progress:
-            seconds = time.perf_counter() - started
-            for index, step in enumerate(chunk.step):
-                point = jax.tree.map(lambda leaf, i=index: leaf[:, i], chunk.curves)
-                line = {"step": step, "seconds": seconds, **point._asdict()}
-                records.append_line(folder / records.METRICS, line)
-            steps.append(chunk.step)
-            parts.append(chunk.curves)
-            loss = chunk.curves.fit[:, -1] + chunk.curves.regularisation[:, -1]
-            finite = loss[np.isfinite(loss)]
-            if finite.size:
-                bar.set_postfix(loss=f"{np.mean(finite):.4f}", refresh=False)
-            bar.update(int(chunk.step[-1]) - bar.n)
-    curves = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
-    return np.concatenate(steps), curves, chunk
+        runs_per_device=config.runs_per_device or None,
+        snapshot=snapshot,
+        pause=_RECORDS_PER_ROUND if jax.process_count() > 1 else None,
+    ):
+        curves = progress.curves
+        yield trainings.Round(
+            done=int(progress.step[-1]),
+            ended=progress.ended,
+            state=progress.snapshot,
+            marks={"step": progress.step},
+            curves=curves._asdict(),
+            loss=np.asarray(curves.fit + curves.regularisation)[:, -1],
+        )
 
 
 def reference_losses(
@@ -231,13 +239,13 @@ def _measure(config: Config, state: training.State) -> list[metrics.Metrics]:
 
 def _rows(
     config: Config,
-    last: sweep.Progress,
+    last: sweep.Snapshot,
     measured: Sequence[metrics.Metrics],
     references: dict[str, dict[float, float]],
 ) -> list[dict[str, Any]]:
     """The rows of runs.csv; a run that diverged has no losses, ranks or distances."""
     rows = []
-    ends = last.state.step, last.state.diverged_at, last.reduced_at
+    ends = last.state.step, last.state.diverged_at, last.schedule["reduced_at"]
     for seed, decay, rate, steps, diverged_at, reduced_at, one in zip(
         *config.grid, *ends, measured, strict=True
     ):
@@ -285,9 +293,7 @@ def _rows(
 
 def _arrays(
     config: Config,
-    steps: np.ndarray,
-    state: training.State,
-    curves: sweep.Curves,
+    outcome: trainings.Outcome,
     measured: Sequence[metrics.Metrics],
     references: dict[str, dict[float, float]],
 ) -> xarray.Dataset:
@@ -298,12 +304,13 @@ def _arrays(
         runs = [[getattr(one, name) for one in getattr(run, stage)] for run in measured]
         return np.array(runs)
 
+    state, dtype = outcome.state.state, config.dtype
     *hidden_weights, last_weights = map(np.asarray, state.params.weights)
     return xarray.Dataset(
         data_vars={
-            "fit": (("run", "step"), curves.fit),
-            "regularisation": (("run", "step"), curves.regularisation),
-            "dnc1": (("run", "step", "layer"), curves.dnc1),
+            "fit": (("run", "step"), outcome.curve("fit", dtype)),
+            "regularisation": (("run", "step"), outcome.curve("regularisation", dtype)),
+            "dnc1": (("run", "step", "layer"), outcome.curve("dnc1", dtype)),
             "diverged_at": ("run", np.asarray(state.diverged_at)),
             "singular_values": ((*layer, "index"), stack("after", "singular_values")),
             "singular_values_before": ((*hidden, "index"), stack("before", "singular_values")),
@@ -321,7 +328,7 @@ def _arrays(
             "seed": ("run", config.grid.seed.astype(np.int32)),
             "weight_decay": ("run", config.grid.weight_decay),
             "learning_rate": ("run", config.grid.learning_rate),
-            "step": steps.astype(np.int32),
+            "step": np.array([line["step"] for line in outcome.lines], np.int32),
             "layer": np.arange(1, config.depth + 1, dtype=np.int32),
             "hidden": np.arange(2, config.depth + 1, dtype=np.int32),
         },
@@ -360,11 +367,23 @@ def table(rows: Sequence[dict[str, Any]], depth: int) -> str:
 
 def main(config: Config) -> None:
     """Runs the experiment, draws its figure and prints the table."""
+    if jax.process_index() == 0:
+        print(
+            estimates.describe(
+                config.problem,
+                config.grid.num_runs,
+                config.num_steps,
+                jnp.dtype(config.dtype).itemsize,
+                config.runs_per_device,
+            )
+        )
     rows = run(config)
+    if jax.process_index() != 0:
+        return
     dufm_figure.draw(Path(config.out))
     print(table(rows, config.depth))
     print(f"Results are in {config.out}.")
 
 
 if __name__ == "__main__":
-    cli.launch(main, Config, PRESETS)
+    cli.launch(main, Config, PRESETS, several_processes=True)

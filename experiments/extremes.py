@@ -68,7 +68,6 @@ class Config:
                     num_seeds=self.num_seeds,
                     num_steps=self.num_steps,
                     stop_when_converged=True,
-                    overwrite=True,
                 ),
             )
             for classes, depth, claim in CASES

@@ -80,7 +80,6 @@ class Config:
             num_seeds=self.rank_seeds,
             num_steps=self.num_steps,
             stop_when_converged=True,
-            overwrite=True,
         )
 
     @property
@@ -98,7 +97,6 @@ class Config:
                 num_seeds=self.width_seeds,
                 num_steps=self.num_steps,
                 stop_when_converged=True,
-                overwrite=True,
             )
             for width in self.widths
         ]

@@ -83,7 +83,6 @@ class Config:
                 weight_decay=(sweep.weight_decay,),
                 num_seeds=self.num_seeds,
                 num_steps=self.num_steps,
-                overwrite=True,  # Of what an interrupted run left.
             )
             for sweep in FIGURES[self.figure]
         ]

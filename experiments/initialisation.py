@@ -51,7 +51,6 @@ class Config:
                 distribution=distribution,
                 weights_scale=weights_scale,
                 features_scale=features_scale,
-                overwrite=True,  # Of what an interrupted run left.
             )
             for distribution, weights_scale, features_scale in SETTINGS
         ]

@@ -15,34 +15,26 @@ regularised too.
 Expected with no flags: losses of 0.198 (two classes merged) and 0.171, still falling, beside 0.170
 of DNC; ranks before the ReLU of 5 to 9; DNC1 of 8e-3 to 1e-2 in H_1 and 1e-4 to 3e-4 behind it.
 
-A run that is interrupted goes on from its last measurement with --resume.
+A run that is interrupted goes on from its last checkpoint with --resume.
 """
 
 import dataclasses
 import functools
-import json
 import math
-import shutil
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 import xarray
 from jaxtyping import Array
-from orbax.checkpoint import v1 as orbax
 
-from dufm_jax import Decay, Problem, collapse, data, streaming, structure, sweep
+from dufm_jax import Decay, Problem, collapse, data, processes, streaming, structure, sweep
 from dufm_jax.networks import classifier, runs, training
-from experiments import cli, dufm_figure, dufm_training, records
+from experiments import cli, dufm_figure, dufm_training, records, trainings
 
-CHECKPOINTS = "checkpoints"
-_KEPT = 2  # Checkpoints; the older ones are deleted.
 _EVALUATED = 500  # Images at a time.
 
 
@@ -85,8 +77,8 @@ class Config:
     rank_tolerance: float = cli.flag(
         1e-2, "Singular values below this share of the largest count as zero."
     )
-    resume: bool = cli.flag(False, "Go on with the interrupted run of the same flags in --out.")
-    overwrite: bool = cli.flag(False, "Replace the files of an earlier run in --out.")
+    resume: bool = cli.flag(False, trainings.RESUME)
+    overwrite: bool = cli.flag(False, trainings.OVERWRITE)
 
     def __post_init__(self) -> None:
         if self.samples_per_class < 0:
@@ -109,8 +101,7 @@ class Config:
             raise ValueError(
                 f"--features_decay must be positive and finite, got {self.features_decay}."
             )
-        if self.resume and self.overwrite:
-            raise ValueError("--resume and --overwrite exclude each other; name one of them.")
+        trainings.check(self.resume, self.overwrite)
         _ = self.grid, self.widths  # The constructor checks decays and rates.
 
     @property
@@ -137,11 +128,15 @@ class Config:
         seeds = range(self.first_seed, self.first_seed + self.num_seeds)
         return sweep.Grid.product(seeds, self.weight_decay, self.learning_rate)
 
+    def strengths_of(self, grid: sweep.Grid) -> training.Strengths:
+        """Of these runs, leaves [R]."""
+        features = np.full(grid.num_runs, self.features_decay)
+        return training.Strengths(grid.weight_decay, features, grid.learning_rate)
+
     @property
     def strengths(self) -> training.Strengths:
-        """Of all runs, leaves [R]."""
-        features = np.full(self.grid.num_runs, self.features_decay)
-        return training.Strengths(self.grid.weight_decay, features, self.grid.learning_rate)
+        """Of all runs."""
+        return self.strengths_of(self.grid)
 
     def recipe(self, images: data.Dataset) -> training.Recipe:
         """What is static, for these images."""
@@ -232,99 +227,65 @@ def run(config: Config) -> list[dict[str, Any]]:
     """Trains, measures and writes all records but the figure; returns the rows of runs.csv."""
     images = load(config)
     recipe = config.recipe(images)
-    folder = _claim(config)
     seen = {
         "samples": len(images.labels),
         "image_shape": list(images.images.shape[1:]),
         "notice": images.notice,
     }
-    if not config.resume:
-        settings = config.settings | seen | records.environment()
-        records.write_json(folder / records.CONFIG, settings)
+    folder = trainings.claim(
+        config.out, config.settings | seen, resume=config.resume, overwrite=config.overwrite
+    )
     pixels, _ = data.standardise(images.images)
-    state = _train(config, recipe, pixels, images.labels, folder)
-    measured = measure(config, recipe, state, pixels, images.labels)
+    outcome = trainings.carry_out(
+        folder,
+        functools.partial(_descend, config, recipe, pixels, images.labels),
+        num_runs=config.grid.num_runs,
+        total=config.num_epochs,
+        unit="epoch",
+        resume=config.resume,
+    )
+    if jax.process_index() != 0:
+        return []
+    state = outcome.state
+    measured = measure(
+        recipe, state, config.strengths, pixels, images.labels, config.rank_tolerance
+    )
     references = _reference_losses(config, images)
     rows = _rows(config, recipe, state, measured, references)
-    arrays = _arrays(config, _read_lines(folder), measured, references)
-    records.write_arrays(folder / records.RESULTS, arrays)
+    records.write_arrays(folder / records.RESULTS, _arrays(config, outcome, measured, references))
     records.write_csv(folder / records.RUNS, rows)
     return rows
 
 
-def _claim(config: Config) -> Path:
-    """The folder, empty, or with the run to go on with."""
-    folder = Path(config.out)
-    if not config.resume:
-        records.claim(config.out, config.overwrite)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        return folder
-    if not (folder / records.CONFIG).exists():
-        raise ValueError(f"--out={config.out} holds no run to resume; leave out --resume.")
-    different = records.difference(folder, config.settings)
-    if different:
-        raise ValueError(
-            f"--out={config.out} holds a run with {different}; resume it with the same flags."
-        )
-    return folder
-
-
-def _train(
+def _descend(
     config: Config,
     recipe: training.Recipe,
     pixels: np.ndarray,
     labels: np.ndarray,
-    folder: Path,
-) -> training.State:
-    """All runs at the end."""
-    seeds, strengths = config.grid.seed, config.strengths
-    state = runs.start(recipe, seeds, pixels.shape[1:], strengths)
-    policy = orbax.training.preservation_policies.LatestN(_KEPT)
-    epoch = 0
-    started = time.perf_counter()
+    state: training.State | None,
+) -> Iterator[trainings.Round]:
+    """The runs of this process, epoch by epoch, from the start or from where they were."""
+    grid = config.grid.take(processes.share(config.grid.num_runs))
+    strengths = config.strengths_of(grid)
 
-    with orbax.training.Checkpointer(
-        (folder / CHECKPOINTS).absolute(), preservation_policy=policy
-    ) as saved:
+    def after(epoch: int, state: training.State, loss: np.ndarray) -> trainings.Round:
+        last = epoch == config.num_epochs
+        marks: dict[str, np.ndarray] = {"epoch": np.array([], int)}
+        curves: dict[str, np.ndarray] = {}
+        if epoch % config.measure_every == 0 or last:
+            step = epoch * recipe.steps_per_epoch
+            marks = {"step": np.array([step]), "epoch": np.array([epoch])}
+            curves = _point(
+                measure(recipe, state, strengths, pixels, labels, config.rank_tolerance)
+            )
+        return trainings.Round(epoch, last, state, marks, curves, loss)
 
-        def record() -> None:
-            measured = measure(config, recipe, state, pixels, labels)
-            line = {
-                "step": epoch * recipe.steps_per_epoch,
-                "epoch": epoch,
-                "seconds": time.perf_counter() - started,
-                **_curve_point(measured),
-            }
-            records.append_line(folder / records.METRICS, line)
-            content = {"state": state, "epoch": np.asarray(epoch)}
-            saved.save(-(-epoch // config.measure_every), content)
-
-        if config.resume and saved.latest is not None:
-            abstract = {"state": state, "epoch": np.asarray(epoch)}
-            found = jax.device_get(saved.load(saved.latest.step, abstract))
-            state, epoch = found["state"], int(found["epoch"])
-            lines = [line for line in _read_lines(folder) if line["epoch"] <= epoch]
-            records.write_lines(folder / records.METRICS, lines)
-        else:
-            record()
-        with tqdm.tqdm(
-            total=config.num_epochs,
-            initial=epoch,
-            desc=f"{config.grid.num_runs} runs",
-            unit=" epochs",
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-        ) as bar:
-            while epoch < config.num_epochs:
-                state, terms = runs.train_epoch(
-                    recipe, state, strengths, seeds, epoch, pixels, labels
-                )
-                epoch += 1
-                loss = terms.fit[:, -1] + terms.regularisation[:, -1]
-                bar.set_postfix(loss=f"{np.mean(loss):.4f}", refresh=False)
-                bar.update()
-                if epoch % config.measure_every == 0 or epoch == config.num_epochs:
-                    record()
-    return state
+    if state is None:
+        state = runs.start(recipe, grid.seed, pixels.shape[1:], strengths)
+        yield after(0, state, np.full(grid.num_runs, math.nan))
+    for epoch in range(int(state.step[0]) // recipe.steps_per_epoch, config.num_epochs):
+        state, terms = runs.train_epoch(recipe, state, strengths, grid.seed, epoch, pixels, labels)
+        yield after(epoch + 1, state, np.asarray(terms.fit + terms.regularisation)[:, -1])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -348,26 +309,27 @@ def _evaluate(
 
 
 def measure(
-    config: Config,
     recipe: training.Recipe,
     state: training.State,
+    strengths: training.Strengths,
     pixels: np.ndarray,
     labels: np.ndarray,
+    rank_tolerance: float,
 ) -> list[Measured]:
     """Each run on all images, in one pass over them in batches."""
     measured = []
-    for index in range(config.grid.num_runs):
-        variables, strengths = jax.tree.map(
-            lambda leaf, i=index: np.asarray(leaf[i], np.float32),
-            (state.variables, config.strengths),
+    layer_widths = recipe.classifier.widths
+    for index in range(len(state.step)):
+        variables, own = jax.tree.map(
+            lambda leaf, i=index: np.asarray(leaf[i], np.float32), (state.variables, strengths)
         )
-        widths = (*config.widths[1:], *config.widths)  # Before, then after the ReLU.
+        widths = (*layer_widths[1:], *layer_widths)  # Before, then after the ReLU.
         moments = [streaming.empty(recipe.classifier.num_classes, width) for width in widths]
         fit = regularisation = accuracy = 0.0
         for first in range(0, len(labels), _EVALUATED):
             part = slice(first, first + _EVALUATED)
             terms, predictions, activations = jax.device_get(
-                _evaluate(recipe, variables, strengths, pixels[part], labels[part])
+                _evaluate(recipe, variables, own, pixels[part], labels[part])
             )
             # The regularisation of a batch is unbiased, so its weighted mean is that of all images.
             share = len(labels[part]) / len(labels)
@@ -382,11 +344,11 @@ def measure(
                 for moment, layer in zip(moments, layers, strict=True)
             ]
         if math.isfinite(fit + regularisation):
-            found = [collapse.measure(one, rank_tolerance=config.rank_tolerance) for one in moments]
+            found = [collapse.measure(one, rank_tolerance=rank_tolerance) for one in moments]
         else:
             found = [_undefined(*one.means.shape) for one in moments]
             fit = regularisation = accuracy = math.nan
-        hidden = config.depth - 1
+        hidden = len(layer_widths) - 1
         measured.append(Measured(fit, regularisation, accuracy, found[:hidden], found[hidden:]))
     return measured
 
@@ -400,9 +362,9 @@ def _undefined(num_classes: int, width: int) -> collapse.Measures:
     return collapse.Measures(**fields)
 
 
-def _curve_point(measured: Sequence[Measured]) -> dict[str, Any]:
-    """What metrics.jsonl holds of a measurement, an entry a run."""
-    return {
+def _point(measured: Sequence[Measured]) -> dict[str, np.ndarray]:
+    """What metrics.jsonl holds of a measurement, [R, 1, ...]."""
+    columns = {
         "fit": [one.fit for one in measured],
         "regularisation": [one.regularisation for one in measured],
         "accuracy": [one.accuracy for one in measured],
@@ -410,12 +372,7 @@ def _curve_point(measured: Sequence[Measured]) -> dict[str, Any]:
         "rank": [[layer.rank for layer in one.after] for one in measured],
         "rank_before": [[layer.rank for layer in one.before] for one in measured],
     }
-
-
-def _read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that was cut off at the end is left out."""
-    *whole, _ = (folder / records.METRICS).read_text().split("\n")
-    return [json.loads(line) for line in whole]
+    return {name: np.array(values)[:, None] for name, values in columns.items()}
 
 
 def _reference_losses(config: Config, images: data.Dataset) -> dict[str, dict[float, float]]:
@@ -486,26 +443,22 @@ def _rows(
 
 def _arrays(
     config: Config,
-    lines: Sequence[dict[str, Any]],
+    outcome: trainings.Outcome,
     measured: Sequence[Measured],
     references: dict[str, dict[float, float]],
 ) -> xarray.Dataset:
     """The arrays of results.nc, named as by `experiments.dufm_training`."""
 
-    def curve(name: str) -> np.ndarray:
-        """[run, step, ...]."""
-        return np.array([line[name] for line in lines], float).swapaxes(0, 1)
-
     def stack(stage: str, name: str) -> np.ndarray:
         return np.array([[getattr(one, name) for one in getattr(run, stage)] for run in measured])
 
     variables: dict[str, Any] = {
-        "fit": (("run", "step"), curve("fit")),
-        "regularisation": (("run", "step"), curve("regularisation")),
-        "accuracy": (("run", "step"), curve("accuracy")),
-        "dnc1": (("run", "step", "layer"), curve("dnc1")),
-        "rank": (("run", "step", "layer"), curve("rank")),
-        "rank_before": (("run", "step", "hidden"), curve("rank_before")),
+        "fit": (("run", "step"), outcome.curve("fit")),
+        "regularisation": (("run", "step"), outcome.curve("regularisation")),
+        "accuracy": (("run", "step"), outcome.curve("accuracy")),
+        "dnc1": (("run", "step", "layer"), outcome.curve("dnc1")),
+        "rank": (("run", "step", "layer"), outcome.curve("rank")),
+        "rank_before": (("run", "step", "hidden"), outcome.curve("rank_before")),
         "singular_values": (("run", "layer", "index"), stack("after", "singular_values")),
         "singular_values_before": (("run", "hidden", "index"), stack("before", "singular_values")),
         "gram": (("run", "layer", "class", "other_class"), stack("after", "gram")),
@@ -519,7 +472,7 @@ def _arrays(
             "seed": ("run", config.grid.seed.astype(np.int32)),
             "weight_decay": ("run", config.grid.weight_decay),
             "learning_rate": ("run", config.grid.learning_rate),
-            "step": np.array([line["step"] for line in lines], np.int32),
+            "step": np.array([line["step"] for line in outcome.lines], np.int32),
             "layer": np.arange(1, config.depth + 1, dtype=np.int32),
             "hidden": np.arange(2, config.depth + 1, dtype=np.int32),
         },
@@ -529,6 +482,8 @@ def _arrays(
 def main(config: Config) -> None:
     """Runs the experiment, draws its figure and prints the end of each run."""
     rows = run(config)
+    if jax.process_index() != 0:
+        return
     dufm_figure.draw(Path(config.out))
     for row in rows:
         end = "diverged" if row["diverged_at"] is not None else f"accuracy {row['accuracy']:.4f}"
@@ -544,4 +499,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.launch(main, Config, PRESETS)
+    cli.launch(main, Config, PRESETS, several_processes=True)

@@ -84,26 +84,26 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """One JSON object."""
-    with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=2) + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plain(content), indent=2) + "\n")
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
     """One more line of a JSON Lines file, flushed at once."""
     with path.open("a") as file:
-        file.write(json.dumps(_plain(content)) + "\n")
+        file.write(json.dumps(plain(content)) + "\n")
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """A JSON Lines file in place of another."""
-    with _replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(_plain(line)) + "\n" for line in lines))
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(plain(line)) + "\n" for line in lines))
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One line a row under a header; floats in full, the undefined (NaN) empty."""
     rows = [{name: _cell(value) for name, value in row.items()} for row in rows]
-    with _replacing(path) as temporary, temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -111,7 +111,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_arrays(path: Path, arrays: xarray.Dataset) -> None:
     """A netCDF file."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         arrays.to_netcdf(temporary, engine="scipy")
 
 
@@ -146,7 +146,7 @@ def read_arrays(folder: Path) -> xarray.Dataset:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which then takes the place of `path`, or is gone if that fails."""
     temporary = path.with_suffix(".partial")
     try:
@@ -157,18 +157,18 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _cell(value: Any) -> Any:
-    value = _plain(value)
+    value = plain(value)
     return "" if value is None else repr(value) if isinstance(value, float) else value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's types; what is not finite becomes null, which JSON has no number for."""
     if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
+        return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

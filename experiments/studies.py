@@ -1,6 +1,7 @@
 """What the studies share: trainings in folders of their own, and their summary in one row."""
 
 import collections
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,10 +25,10 @@ def check(trainings: Iterable[dufm_training.Config]) -> None:
 
 
 def train(training: dufm_training.Config) -> list[dict[str, str]]:
-    """The rows of runs.csv, of a finished run where the folder holds one."""
+    """The rows of runs.csv, of a finished run where the folder holds one; else goes on with it."""
     folder = Path(training.out)
     if not (folder / records.RUNS).exists():
-        dufm_training.run(training)
+        dufm_training.run(dataclasses.replace(training, resume=True))
     return records.read_runs(folder)
 
 

@@ -20,10 +20,10 @@ import xarray
 
 from dufm_jax import theory
 from dufm_jax.problem import Decay
-from experiments import dufm_figure, dufm_training, records
+from experiments import checkpoints, dufm_figure, dufm_training, records
 
 ROOT = Path(__file__).parents[1]
-FILES = {"config.json", "metrics.jsonl", "runs.csv", "results.nc", "figure.png"}
+FILES = {checkpoints.FOLDER, "config.json", "metrics.jsonl", "runs.csv", "results.nc", "figure.png"}
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
@@ -166,6 +166,8 @@ def test_config_says_what_it_ran_on(finished):
     assert {field.name for field in dataclasses.fields(dufm_training.Config)} - set(config) <= {
         "out",
         "overwrite",
+        "resume",
+        "runs_per_device",
     }
 
 

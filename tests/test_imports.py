@@ -12,6 +12,7 @@ LEVELS = {
     "graphs": 1,
     "linalg": 1,
     "streaming": 1,
+    "processes": 1,
     "scalar": 1,
     "dufm": 2,
     "solutions": 3,

@@ -13,7 +13,7 @@ pytest.importorskip("flax", reason="the networks need flax, of the extra `networ
 
 from dufm_jax import Decay, Problem, data, dufm
 from dufm_jax.networks import runs
-from experiments import dufm_figure, network_training, records
+from experiments import dufm_figure, network_training, records, trainings
 
 TINY = {
     "blocks": 1,
@@ -63,7 +63,9 @@ def test_the_loss_is_equation_1_on_the_features_of_all_images(finished):
     recipe = config.recipe(images)
     pixels, _ = data.standardise(images.images)
     state = runs.start(recipe, config.grid.seed, pixels.shape[1:], config.strengths)
-    measured = network_training.measure(config, recipe, state, pixels, images.labels)
+    measured = network_training.measure(
+        recipe, state, config.strengths, pixels, images.labels, config.rank_tolerance
+    )
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), state.variables)
     _, activations, _ = recipe.classifier.apply(variables, jnp.asarray(pixels), train=False)
     params = recipe.classifier.head_params(variables, activations.after[0])
@@ -84,6 +86,7 @@ def test_resumed_is_uninterrupted(finished, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return train_epoch(recipe, state, strengths, seeds, epoch, *rest)
 
+    monkeypatch.setattr(trainings, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(runs, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         network_training.run(config)
@@ -98,15 +101,12 @@ def test_resumed_is_uninterrupted(finished, tmp_path, monkeypatch):
         assert (folder / name).read_bytes() == (Path(whole.out) / name).read_bytes()
 
 
-def test_what_cannot_be_resumed_is_refused(finished, tmp_path):
+def test_what_cannot_be_resumed_is_refused(finished):
     whole, _ = finished
     with pytest.raises(ValueError, match="num_epochs=4, not 6") as error:
         network_training.run(
             network_training.Config(out=whole.out, resume=True, **(TINY | {"num_epochs": 6}))
         )
-    cases.assert_one_sentence(str(error.value))
-    with pytest.raises(ValueError, match="no run to resume") as error:
-        network_training.run(network_training.Config(out=str(tmp_path), resume=True, **TINY))
     cases.assert_one_sentence(str(error.value))
 
 

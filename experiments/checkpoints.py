@@ -1,0 +1,153 @@
+"""Checkpoints of a training: written whole by Orbax, verified when read, the last few kept.
+
+They are numbered consecutively. In a job of several processes saving is collective, and any number
+of processes can read them.
+"""
+
+import contextlib
+import gc
+import hashlib
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as orbax
+
+from dufm_jax import processes
+
+FOLDER = "checkpoints"
+_KEPT = 2
+_DIGESTS = "digests"
+
+
+class Checkpoints:
+    """Those of one training, in its folder.
+
+    Args:
+      folder: Of the training; all processes must see the same.
+      num_runs: R, of all processes together.
+    """
+
+    def __init__(self, folder: Path, num_runs: int):
+        self.folder = (folder / FOLDER).absolute()
+        self.num_runs = num_runs
+
+    def save(self, content: Any) -> None:
+        """Writes one more, and then removes the oldest beyond the last few.
+
+        Args:
+          content: A pytree of NumPy arrays [share, ...], of this process's runs.
+
+        Raises:
+          OSError: if it cannot be written; the earlier ones are still there.
+        """
+        numbers = self._numbers()
+        leaves = _named(content)
+        leaves[_DIGESTS] = _digests(list(leaves.values()))
+        path = self.folder / f"{numbers[-1] + 1 if numbers else 0:06d}"
+        try:
+            orbax.save(path, processes.whole(leaves))
+        except ValueError as error:  # What Orbax makes of a full disk.
+            raise OSError(f"the checkpoint {path} cannot be written: {_first(error)}") from error
+        if jax.process_index() == 0:
+            for number in numbers[: len(numbers) + 1 - _KEPT]:
+                shutil.rmtree(self.folder / f"{number:06d}", ignore_errors=True)
+
+    def load(self, like: Any) -> Any | None:
+        """The last one that is whole, or None if there is none.
+
+        One that is damaged is reported on stderr and removed.
+
+        Args:
+          like: A pytree of the structure and dtypes that were saved.
+
+        Returns:
+          Leaves [R, ...], NumPy.
+
+        Raises:
+          ValueError: if all that there are are damaged.
+        """
+        found = self._numbers()
+        for number in reversed(found):
+            path = self.folder / f"{number:06d}"
+            with _quiet():
+                try:
+                    return self._read(path, like)
+                except Exception as error:  # Whatever Orbax or its storage finds there.
+                    reason = _first(error)
+            print(f"{path} is damaged ({reason}); it is left out.", file=sys.stderr)
+            processes.everywhere(lambda: None)  # No one may read it any more.
+            if jax.process_index() == 0:
+                shutil.rmtree(path, ignore_errors=True)
+        if found:
+            raise ValueError(
+                f"none of the checkpoints in {self.folder} is whole; start anew with --overwrite."
+            )
+        return None
+
+    def clear(self) -> None:
+        """Removes all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _numbers(self) -> list[int]:
+        """In order; Orbax gives a checkpoint its name once it is whole."""
+        if not self.folder.exists():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def _read(self, path: Path, like: Any) -> Any:
+        abstract = jax.tree.map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype), orbax.metadata(path).metadata
+        )
+        leaves = orbax.load(path, abstract)
+        digests = leaves.pop(_DIGESTS)
+        values = [np.asarray(leaves[name]) for name in sorted(leaves)]
+        if not np.array_equal(_digests(values), digests):
+            raise ValueError("its content is not what was saved")
+        template, structure = jax.tree.flatten(like)
+        if [leaf.dtype for leaf in values] != [np.asarray(leaf).dtype for leaf in template]:
+            raise ValueError("it holds other arrays")
+        return jax.tree.unflatten(structure, [leaf[: self.num_runs] for leaf in values])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the tasks say that read beside the one whose error is raised."""
+    logger = logging.getLogger("asyncio")
+    level, hook = logger.level, sys.unraisablehook
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()  # They say it when they are collected.
+        logger.setLevel(level)
+        sys.unraisablehook = hook
+
+
+def _named(content: Any) -> dict[str, np.ndarray]:
+    """The leaves by their number."""
+    leaves = jax.tree.leaves(content)
+    return {f"{index:04d}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
+
+
+def _digests(leaves: list[np.ndarray]) -> np.ndarray:
+    """The SHA-256 of each run's content, [R, 32]: the storage does not notice every flipped bit."""
+    rows = []
+    for index in range(len(leaves[0])):
+        digest = hashlib.sha256()
+        for leaf in leaves:
+            digest.update(np.ascontiguousarray(leaf[index]).tobytes())
+        rows.append(np.frombuffer(digest.digest(), np.uint8))
+    return np.stack(rows)
+
+
+def _first(error: Exception) -> str:
+    """The first line of what an error says, cut to a readable length."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:120].rstrip(" .")

@@ -1,0 +1,281 @@
+"""What the trainings share: their folder, and a descent that survives interruption.
+
+A training goes on in rounds, at whose ends all processes agree on what to do next: go on, save a
+checkpoint, or end. What was recorded stands in metrics.jsonl before a checkpoint says so; lines
+beyond the last checkpoint are made again, bit by bit the same, when the training is resumed.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from dufm_jax import processes
+from experiments import records
+from experiments.checkpoints import Checkpoints
+
+CHECKPOINT_SECONDS = 30.0  # Between checkpoints, at most what an interruption costs.
+
+RESUME = "Go on with the training of the same flags in --out, if it holds one."
+OVERWRITE = "Replace the files of an earlier run in --out."
+
+
+class Interrupted(Exception):  # noqa: N818 - no error of the program
+    """A signal ended the training, whose checkpoint is saved.
+
+    Attributes:
+      status: The exit status, 128 and the signal's number.
+    """
+
+    def __init__(self, number: int, folder: Path):
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; what is done is in {folder}, go on with "
+            "the same flags and --resume."
+        )
+        self.status = 128 + number
+
+
+class Round(NamedTuple):
+    """What a training has done since the last one.
+
+    Attributes:
+      done: Where it is, in the unit of its progress bar.
+      ended: Whether nothing is left to do for these runs.
+      state: What it needs to go on; leaves [share, ...], of this process's runs.
+      marks: What is the same for all runs at each recorded point, by name, [records].
+      curves: What was recorded, by name, [share, records, ...].
+      loss: Of the runs, [share], for the bar.
+    """
+
+    done: int
+    ended: bool
+    state: Any
+    marks: dict[str, np.ndarray]
+    curves: dict[str, np.ndarray]
+    loss: np.ndarray
+
+
+class _Saved(NamedTuple):
+    """What a checkpoint holds, leaves [R, ...]."""
+
+    done: np.ndarray
+    ended: np.ndarray
+    state: Any
+
+
+class Outcome(NamedTuple):
+    """A finished training, the same on all processes.
+
+    Attributes:
+      state: That of the last round, leaves [R, ...].
+      lines: Of metrics.jsonl.
+    """
+
+    state: Any
+    lines: list[dict[str, Any]]
+
+    def curve(self, name: str, dtype: Any = float) -> np.ndarray:
+        """What was recorded under that name, [R, records, ...]."""
+        return np.array([line[name] for line in self.lines], dtype).swapaxes(0, 1)
+
+
+def check(resume: bool, overwrite: bool) -> None:
+    """Raises a ValueError if both flags are given."""
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other; name one of them.")
+
+
+def claim(out: str, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path:
+    """The folder, with config.json in it: empty, or with a training to go on with.
+
+    Raises:
+      ValueError: if it holds something else, or another program is at work in it.
+    """
+
+    def on_first() -> None:
+        if jax.process_index() != 0:
+            return
+        folder = Path(out)
+        begun = (folder / records.CONFIG).exists()
+        if resume and begun:
+            _lock(folder)
+            if different := records.difference(folder, settings):
+                raise ValueError(
+                    f"--out={out} holds a run with {different}; resume it with the same flags."
+                )
+            return
+        if overwrite and folder.is_dir():
+            _lock(folder)
+        records.claim(out, overwrite)
+        _lock(folder)
+        Checkpoints(folder, 0).clear()
+        records.write_json(folder / records.CONFIG, dict(settings) | records.environment())
+
+    processes.everywhere(on_first)
+
+    def check() -> None:
+        if not (Path(out) / records.CONFIG).exists():
+            raise ValueError(f"--out={out} must be a folder that all processes share.")
+
+    processes.everywhere(check)
+    return Path(out)
+
+
+_locks: dict[str, int] = {}  # Descriptors by folder; held as long as the program runs.
+
+
+def _lock(folder: Path) -> None:
+    """Keeps other programs out of the folder; the system lifts it however this one ends."""
+    name = str(folder.resolve())
+    if name in _locks:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"--out={folder} is in use by another program; wait for it.") from None
+    except OSError:  # Some file systems have no locks.
+        os.close(descriptor)
+        return
+    _locks[name] = descriptor
+
+
+def carry_out(
+    folder: Path,
+    begin: Callable[[Any | None], Iterator[Round]],
+    *,
+    num_runs: int,
+    total: int,
+    unit: str,
+    resume: bool,
+) -> Outcome:
+    """Trains to the end, recording into metrics.jsonl; collective.
+
+    Args:
+      folder: Claimed by `claim`.
+      begin: From the state to go on from, [share, ...], or None for the start, to the rounds; the
+        first of a start is where it is before any step.
+      num_runs: R.
+      total: Where `Round.done` ends.
+      unit: Of the progress bar, and the mark of each line that counts in it.
+      resume: Whether to go on from the last checkpoint, if there is one.
+
+    Raises:
+      Interrupted: on SIGTERM or SIGINT, once a checkpoint is saved.
+    """
+    checkpoints = Checkpoints(folder, num_runs)
+    rounds = begin(None)
+    current = next(rounds)
+    saved = checkpoints.load(_content(current)) if resume else None
+    if saved is None:
+        done, seconds = 0, 0.0
+        lines: list[dict[str, Any]] = []
+        rounds = itertools.chain([current], rounds)
+    else:
+        done = int(saved.done[0])
+        lines = _lines(folder, unit, done)
+        seconds = lines[-1]["seconds"]
+        share = processes.share(num_runs)
+        rounds = begin(jax.tree.map(lambda leaf: leaf[share], saved.state))
+    if jax.process_index() == 0:
+        records.write_lines(folder / records.METRICS, lines)
+    if saved is not None and saved.ended.all():
+        return Outcome(saved.state, lines)
+    started = time.perf_counter() - seconds
+    saved_at = time.perf_counter()
+    with (
+        _noticed() as signals,
+        tqdm.tqdm(
+            total=total,
+            initial=done,
+            desc=f"{num_runs} runs",
+            unit=f" {unit}s",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            disable=jax.process_index() != 0,
+        ) as bar,
+    ):
+        for current in rounds:
+            lines += _record(folder, current, num_runs, time.perf_counter() - started)
+            due = time.perf_counter() - saved_at > CHECKPOINT_SECONDS
+            flags = processes.agree([current.ended, bool(signals), due])
+            ended, stopped = flags[:, 0].all(), flags[:, 1].any()
+            if ended or stopped or flags[0, 2]:  # The clock of the first process counts.
+                checkpoints.save(
+                    _content(current)._replace(ended=np.full(len(current.loss), ended))
+                )
+                saved_at = time.perf_counter()
+            _show(bar, current)
+            if ended:
+                break
+            if stopped:
+                raise Interrupted(signals[0] if signals else signal.SIGTERM, folder)
+    return Outcome(processes.gather(current.state, num_runs), lines)
+
+
+def _content(current: Round) -> _Saved:
+    count = len(current.loss)
+    return _Saved(np.full(count, current.done), np.full(count, current.ended), current.state)
+
+
+def _record(folder: Path, current: Round, num_runs: int, seconds: float) -> list[dict[str, Any]]:
+    """Appends a line a recorded point; returns them."""
+    count = len(next(iter(current.marks.values())))
+    if not count:
+        return []
+    curves = processes.gather(current.curves, num_runs)
+    lines = []
+    for index in range(count):
+        marks = {name: values[index] for name, values in current.marks.items()}
+        point = {name: values[:, index] for name, values in curves.items()}
+        lines.append(records.plain({**marks, "seconds": seconds, **point}))
+    if jax.process_index() == 0:
+        for line in lines:
+            records.append_line(folder / records.METRICS, line)
+    return lines
+
+
+def _lines(folder: Path, unit: str, done: int) -> list[dict[str, Any]]:
+    """What was recorded up to a checkpoint; a line that was cut off at the end is left out."""
+    *whole, _ = (folder / records.METRICS).read_text().split("\n")
+    lines = [json.loads(line) for line in whole]
+    return [line for line in lines if line[unit] <= done]
+
+
+def _show(bar: tqdm.tqdm, current: Round) -> None:
+    finite = current.loss[np.isfinite(current.loss)]
+    if finite.size:
+        bar.set_postfix(loss=f"{np.mean(finite):.4f}", refresh=False)
+    bar.update(current.done - bar.n)
+
+
+@contextlib.contextmanager
+def _noticed() -> Iterator[list[int]]:
+    """The signals that asked for an end; a second one ends at once."""
+    seen: list[int] = []
+    before: dict[int, Any]
+
+    def note(number: int, _: Any) -> None:
+        seen.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # Not in the main thread.
+        before = {}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,229 @@
+"""Interruption, resumption, damage and several processes: the outcome is the undisturbed one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import cases
+import numpy as np
+import pytest
+
+from dufm_jax import Problem, sweep
+from experiments import checkpoints, dufm_training, estimates, records, trainings
+
+SMALL = {
+    "num_classes": 4,
+    "samples_per_class": 3,
+    "depth": 3,
+    "width": 6,
+    "num_seeds": 3,
+    "weight_decay": (0.01,),
+    "learning_rate": (0.5, 1e6),  # The second diverges.
+    "num_steps": 3_000,
+    "record_every": 50,
+    "stop_when_converged": True,
+}
+FILES = (records.RUNS, records.RESULTS)
+
+
+def config(out: Path, **changes) -> dufm_training.Config:
+    return dufm_training.Config(out=str(out), **(SMALL | changes))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    dufm_training.run(config(folder))
+    return folder
+
+
+def lines(folder: Path) -> list[dict]:
+    read = [json.loads(line) for line in (folder / records.METRICS).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in read]
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    assert lines(folder) == lines(other)
+    for name in FILES:
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def interrupt(monkeypatch, folder: Path, rounds: int, number: int = signal.SIGTERM) -> None:
+    """Trains for that many rounds and then gets the signal."""
+    show, left = trainings._show, [rounds]
+
+    def counted(bar, current):
+        show(bar, current)
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "_show", counted)
+        with pytest.raises(trainings.Interrupted, match="--resume") as stop:
+            dufm_training.run(config(folder))
+    assert stop.value.status == 128 + number
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 6])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_resumed_is_undisturbed(undisturbed, tmp_path, monkeypatch, rounds, number):
+    interrupt(monkeypatch, tmp_path, rounds, number)
+    assert not (tmp_path / records.RUNS).exists()
+    with (tmp_path / records.METRICS).open("a") as file:
+        file.write('{"step": 999999, "fit": [0.')  # Of a line that a kill cut off.
+    dufm_training.run(config(tmp_path, resume=True))
+    assert_same(tmp_path, undisturbed)
+
+
+def test_resuming_what_is_finished_changes_nothing(undisturbed):
+    before = {name: (undisturbed / name).read_bytes() for name in (*FILES, records.METRICS)}
+    dufm_training.run(config(undisturbed, resume=True))
+    assert before == {name: (undisturbed / name).read_bytes() for name in before}
+
+
+def test_resuming_nothing_is_a_start(undisturbed, tmp_path):
+    dufm_training.run(config(tmp_path / "new", resume=True))
+    assert_same(tmp_path / "new", undisturbed)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+def test_a_damaged_checkpoint_is_left_out(undisturbed, tmp_path, monkeypatch, capsys, damage):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "CHECKPOINT_SECONDS", 0.0)
+        interrupt(monkeypatch, tmp_path, 4)
+    before, last = sorted((tmp_path / checkpoints.FOLDER).iterdir())
+    for path in last.rglob("d/*"):
+        damage(path)
+    dufm_training.run(config(tmp_path, resume=True))
+    told = capsys.readouterr().err
+    assert f"{last} is damaged" in told
+    assert f"{before} is damaged" not in told
+    assert_same(tmp_path, undisturbed)
+
+
+def test_all_checkpoints_damaged_is_refused(tmp_path, monkeypatch):
+    interrupt(monkeypatch, tmp_path, 2)
+    for path in (tmp_path / checkpoints.FOLDER).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the checkpoints") as error:
+        dufm_training.run(config(tmp_path, resume=True))
+    cases.assert_one_sentence(str(error.value))
+
+
+def test_other_flags_are_refused(undisturbed):
+    with pytest.raises(ValueError, match=r"width=6, not 7") as error:
+        dufm_training.run(config(undisturbed, width=7, resume=True))
+    cases.assert_one_sentence(str(error.value))
+
+
+def test_a_folder_in_use_is_refused(undisturbed):
+    program = (
+        "import sys; from experiments import trainings, dufm_training; "
+        f"dufm_training.run(dufm_training.Config(out=sys.argv[1], resume=True, **{SMALL!r}))"
+    )
+    trainings._lock(undisturbed)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(undisturbed)], capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert "is in use by another program" in ended.stderr
+
+
+def test_fewer_runs_at_once_are_the_same_runs(undisturbed, tmp_path):
+    dufm_training.run(config(tmp_path, runs_per_device=1))
+    assert_close(tmp_path, undisturbed)
+
+
+def assert_close(folder: Path, other: Path) -> None:
+    """The same ends, to 1e-5 in the loss: batches of other sizes may round in other ways."""
+    found, expected = records.read_runs(folder), records.read_runs(other)
+    assert len(found) == len(expected)
+    for row, true in zip(found, expected, strict=True):
+        assert row["seed"] == true["seed"]
+        assert row["diverged_at"] == true["diverged_at"]
+        if row["loss"]:
+            assert float(row["loss"]) == pytest.approx(float(true["loss"]), rel=1e-5)
+
+
+def command(out: Path, *flags: str, devices: int = 1) -> list[str]:
+    given = [
+        f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in (SMALL | {"num_seeds": 5}).items()
+    ]
+    limit = f"--xla_force_host_platform_device_count={devices}"
+    return [
+        "env",
+        f"XLA_FLAGS={limit}",
+        sys.executable,
+        "-m",
+        "experiments.dufm_training",
+        f"--out={out}",
+        *given,
+        *flags,
+    ]
+
+
+def test_one_process_eight_devices_and_two_processes_agree(tmp_path):
+    single, eight, two = tmp_path / "single", tmp_path / "eight", tmp_path / "two"
+    subprocess.run(command(single), check=True, capture_output=True)
+    subprocess.run(command(eight, devices=8), check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    jobs = [
+        subprocess.Popen(
+            command(
+                two,
+                f"--coordinator_address=localhost:{port}",
+                "--num_processes=2",
+                f"--process_id={index}",
+            ),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    errors = [job.communicate(timeout=300)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], errors
+    assert_close(eight, single)
+    assert_close(two, single)
+    assert [line["step"] for line in lines(two)][: len(lines(single))] == [
+        line["step"] for line in lines(single)
+    ]
+
+
+def test_memory_counts_what_xla_allocates():
+    problem = Problem.with_width(num_classes=10, samples_per_class=20, depth=4, width=30)
+    told = estimates.memory(problem, num_runs=8, itemsize=4)
+    assert told == 8 * estimates.memory(problem, num_runs=1, itemsize=4)
+    assert "8 runs on" in estimates.describe(problem, 8, 100, 4)
+
+
+def test_snapshots_lead_to_the_same_end():
+    problem = Problem.with_width(num_classes=4, samples_per_class=3, depth=3, width=6)
+    grid = sweep.Grid.product(range(3), [0.01], [0.5])
+    options = {"num_steps": 3_000, "record_every": 50, "stop_when_converged": True}
+    items = list(sweep.run(problem, grid, **options))
+    assert items[-1].ended
+    for item in items[1 :: len(items) // 2]:
+        *_, last = [item, *sweep.run(problem, grid, snapshot=item.snapshot, **options)]
+        np.testing.assert_equal(last.snapshot, items[-1].snapshot)
+    lingering = list(sweep.run(problem, grid, pause=10, **options))
+    assert [item.step[-1] for item in lingering] == [0, 500, 1000, 1500, 2000, 2500, 3000]
+    np.testing.assert_equal(lingering[-1].state, items[-1].state)
