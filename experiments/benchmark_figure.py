@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import cli, records
+from experiments import cli, panels, records
 
 METHODS = "methods.csv"
 SCALING = "scaling.csv"
@@ -43,10 +43,7 @@ def draw(folder: Path) -> Path:
         figure.axes[1].set_ylabel("µs a step and run")
         handles, labels = figure.axes[1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    path = folder / records.FIGURE
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return panels.save(figure, folder / records.FIGURE, dpi=150)
 
 
 def _shown(row: dict[str, str], config: dict) -> bool:

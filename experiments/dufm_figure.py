@@ -17,7 +17,7 @@ import numpy as np
 import xarray
 from matplotlib.ticker import NullFormatter
 
-from experiments import cli, records
+from experiments import cli, panels, records
 
 
 def draw(folder: Path) -> Path:
@@ -40,10 +40,7 @@ def draw(folder: Path) -> Path:
             _draw_loss(row[0], alive)
             _draw_dnc1(row[1], alive)
             _draw_singular_values(row[2], alive)
-    path = folder / records.FIGURE
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return panels.save(figure, folder / records.FIGURE, dpi=150)
 
 
 def _draw_loss(axis: plt.Axes, runs: xarray.Dataset) -> None:

@@ -97,10 +97,7 @@ def draw(folder: Path, depth: int) -> Path:
         values = arrays[f"{name}_before_{depth}"].values
         title = rf"{name}: $\tilde{{M}}_{depth}^\top \tilde{{M}}_{depth}$"
         panels.show(axis, values.T @ values, title, "class", "class")
-    path = folder / records.FIGURE
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    return panels.save(figure, folder / records.FIGURE, dpi=110)
 
 
 def main(config: Config) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 
 from dufm_jax import Decay, Problem, dufm, theory
 from dufm_jax.solutions import dnc, srg
-from experiments import cli, dufm_training, records, studies
+from experiments import cli, dufm_training, panels, records, studies
 
 RATIO, RANK, WIDTH = "ratio.csv", "rank.csv", "width.csv"
 DEPTHS = (3, 4, 5)
@@ -245,10 +245,7 @@ def draw(folder: Path) -> Path:
     right.errorbar(width, share, spread, fmt="o-", markersize=4, capsize=3)
     title = f"K = 10, L = 4, runs a point: {rows[0]['runs']}"
     right.set(xlabel="width", ylabel="share of runs at DNC", ylim=(-0.03, 1.03), title=title)
-    path = folder / records.FIGURE
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    return panels.save(figure, folder / records.FIGURE, dpi=110)
 
 
 def main(config: Config) -> None:

@@ -1,8 +1,21 @@
-"""Pictures of matrices, as several figures show them."""
+"""What several figures share: their files, and pictures of matrices."""
+
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from experiments import records
+
+
+def save(figure: Figure, path: Path, dpi: int = 110) -> Path:
+    """Writes a PNG, whole or not at all, closes the figure and returns the path."""
+    with records.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")
+    plt.close(figure)
+    return path
 
 
 def active(means: np.ndarray) -> np.ndarray:

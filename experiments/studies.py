@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ SUMMARY = "summary.csv"
 COLLAPSED = 1e-4  # A run whose DNC1 is below this in every layer counts as collapsed.
 
 
-def check(trainings: Iterable[dufm_training.Config]) -> None:
+def check(trainings: Iterable[Any]) -> None:
     """Raises a ValueError if a folder holds the finished runs of other settings."""
     for training in trainings:
         folder = Path(training.out)
@@ -24,11 +24,16 @@ def check(trainings: Iterable[dufm_training.Config]) -> None:
                 raise ValueError(f"{folder} holds runs with {different}; name another --out.")
 
 
-def train(training: dufm_training.Config) -> list[dict[str, str]]:
-    """The rows of runs.csv, of a finished run where the folder holds one; else goes on with it."""
+def train(training: Any, run: Callable[[Any], Any] = dufm_training.run) -> list[dict[str, str]]:
+    """The rows of runs.csv, of finished runs where the folder holds them; else goes on with them.
+
+    Args:
+      training: The Config of `experiments.dufm_training` or `experiments.network_training`.
+      run: That module's `run`.
+    """
     folder = Path(training.out)
     if not (folder / records.RUNS).exists():
-        dufm_training.run(dataclasses.replace(training, resume=True))
+        run(dataclasses.replace(training, resume=True))
     return records.read_runs(folder)
 
 

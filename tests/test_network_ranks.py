@@ -1,0 +1,97 @@
+"""Figures 9 and 10: their summary, and that nothing is trained twice."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flax", reason="the networks need flax, of the extra `networks`")
+
+import cases
+
+from experiments import network_ranks, network_training, records
+
+TINY = {
+    "samples_per_class": 4,
+    "batch_size": 8,
+    "decays": (0.004, 0.01),
+    "decay_seeds": 1,
+    "rates": (0.02,),
+    "rate_seeds": 2,
+    "standard_decays": (0.02,),
+    "standard_seeds": 1,
+    "num_epochs": 2,
+    "warmup_epochs": 1,
+    "standard_epochs": 2,
+    "fitted": 0.0,
+}
+
+
+def test_summary_and_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(network_training.Config, "recipe", _small(network_training.Config.recipe))
+    config = network_ranks.Config(out=str(tmp_path), **TINY)
+    rows = network_ranks.run(config)
+    assert [(row["part"], row["value"], row["runs"]) for row in rows] == [
+        ("decay", 0.004, 1),
+        ("decay", 0.01, 1),
+        ("rate", 0.02, 2),
+        ("standard", 0.02, 1),
+    ]
+    for row in rows:
+        found = [
+            entry
+            for entry in records.read_runs(tmp_path / row["part"])
+            if float(entry["learning_rate" if row["part"] == "rate" else "weight_decay"])
+            == row["value"]
+        ]
+        depth = row["depth"]
+        assert len(row["ranks_by_layer"].split()) == depth - 1
+        names = [f"rank_{layer}" for layer in range(2, depth)] + [f"rank_before_{depth}"]
+        means = [np.mean([int(entry[name]) for name in names]) for entry in found]
+        assert row["rank_mean"] == pytest.approx(np.mean(means))
+        assert row["rank_deviation"] == pytest.approx(np.std(means))
+        assert row["fitted"] == row["runs"]
+    assert network_ranks.draw(tmp_path).read_bytes().startswith(b"\x89PNG")
+
+    def never(_):
+        raise AssertionError("It was trained already.")
+
+    monkeypatch.setattr(network_training, "run", never)
+    np.testing.assert_equal(network_ranks.run(config), rows)
+
+
+def _small(recipe):
+    """The recipe with a backbone of one block a stage."""
+
+    def smaller(config, images):
+        object.__setattr__(config, "blocks", 1)
+        return recipe(config, images)
+
+    return smaller
+
+
+def test_runs_that_do_not_fit_are_left_out():
+    training = network_training.Config(depth=3)
+    rows = [
+        {
+            "diverged_at": "",
+            "accuracy": accuracy,
+            "below_dnc": "True",
+            "rank_2": rank,
+            "rank_3": "9",
+            "rank_before_2": rank,
+            "rank_before_3": "7",
+        }
+        for accuracy, rank in (("1.0", "5"), ("0.8", "2"), ("1.0", "7"))
+    ] + [{"diverged_at": "3", "accuracy": "", "below_dnc": ""}]
+    row = network_ranks.summarise(rows, training, fitted=0.99)
+    assert (row["runs"], row["diverged"], row["fitted"], row["below_dnc"]) == (4, 1, 2, 2)
+    assert row["rank_mean"] == pytest.approx(6.5)
+    assert row["rank_before_mean"] == pytest.approx(6.5)
+    assert row["rank_deviation"] == pytest.approx(0.5)
+
+
+def test_flags_out_of_range(tmp_path):
+    with pytest.raises(ValueError, match="--fitted") as error:
+        network_ranks.Config(out=str(Path(tmp_path)), fitted=2.0)
+    cases.assert_one_sentence(str(error.value))
