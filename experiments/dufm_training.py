@@ -89,6 +89,7 @@ class Config:
     runs_per_device: int = cli.flag(
         0, "Runs that a device holds at once, at most, to bound its memory; 0 for all its share."
     )
+    checkpoint_seconds: float = cli.flag(30.0, trainings.SECONDS)
     resume: bool = cli.flag(False, trainings.RESUME)
     overwrite: bool = cli.flag(False, trainings.OVERWRITE)
 
@@ -116,14 +117,14 @@ class Config:
             raise ValueError(
                 f"--runs_per_device must be positive, or 0, got {self.runs_per_device}."
             )
-        trainings.check(self.resume, self.overwrite)
+        trainings.check(self.resume, self.overwrite, self.checkpoint_seconds)
         _ = self.problem, self.grid  # Their constructors check the sizes, decays and rates.
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the results, as config.json records it."""
         settings = dataclasses.asdict(self)
-        for name in ("overwrite", "out", "resume", "runs_per_device"):
+        for name in ("overwrite", "out", "resume", "runs_per_device", "checkpoint_seconds"):
             del settings[name]
         return settings | {name: list(settings[name]) for name in ("weight_decay", "learning_rate")}
 
@@ -159,6 +160,7 @@ def run(config: Config) -> list[dict[str, Any]]:
         total=config.num_steps,
         unit="step",
         resume=config.resume,
+        checkpoint_seconds=config.checkpoint_seconds,
     )
     if jax.process_index() != 0:
         return []

@@ -45,18 +45,18 @@ class Config:
     features_decay: float = cli.flag(5e-4, "lambda_{H_1} of the first two sweeps.")
     batch_size: int = cli.flag(100, "Images in a mini-batch.")
     decays: Sequence[float] = cli.flag(
-        tuple(2.0 ** np.arange(-9.5, -6.9, 0.5)), "decay: the weight decays."
+        tuple(2.0 ** np.arange(-9.0, -6.9, 0.5)), "decay: the weight decays."
     )
     decay_seeds: int = cli.flag(3, "decay: runs for each.")
-    rates: Sequence[float] = cli.flag(tuple(2.0 ** np.arange(-6.5, -3.9, 0.5)), "rate: the rates.")
+    rates: Sequence[float] = cli.flag(tuple(2.0 ** np.arange(-6.5, -3.4, 1.0)), "rate: the rates.")
     rate_seeds: int = cli.flag(2, "rate: runs for each.")
     standard_decays: Sequence[float] = cli.flag(
-        tuple(2.0 ** np.arange(-7, -3.9, 0.5)), "standard: the weight decays."
+        tuple(2.0 ** np.arange(-7.0, -3.9, 1.0)), "standard: the weight decays."
     )
     standard_seeds: int = cli.flag(4, "standard: runs for each.")
-    num_epochs: int = cli.flag(600, "Of the first two sweeps.")
+    num_epochs: int = cli.flag(500, "Of the first two sweeps.")
     warmup_epochs: int = cli.flag(60, "Of the first two sweeps.")
-    standard_epochs: int = cli.flag(400, "Of the last sweep.")
+    standard_epochs: int = cli.flag(300, "Of the last sweep.")
     fitted: float = cli.flag(0.99, "Runs with a lower accuracy are left out of the means.")
 
     def __post_init__(self) -> None:

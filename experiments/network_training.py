@@ -77,6 +77,7 @@ class Config:
     rank_tolerance: float = cli.flag(
         1e-2, "Singular values below this share of the largest count as zero."
     )
+    checkpoint_seconds: float = cli.flag(30.0, trainings.SECONDS)
     resume: bool = cli.flag(False, trainings.RESUME)
     overwrite: bool = cli.flag(False, trainings.OVERWRITE)
 
@@ -101,14 +102,14 @@ class Config:
             raise ValueError(
                 f"--features_decay must be positive and finite, got {self.features_decay}."
             )
-        trainings.check(self.resume, self.overwrite)
+        trainings.check(self.resume, self.overwrite, self.checkpoint_seconds)
         _ = self.grid, self.widths  # The constructor checks decays and rates.
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the results, as config.json records it."""
         settings = dataclasses.asdict(self)
-        for name in ("overwrite", "out", "resume", "data_dir"):
+        for name in ("overwrite", "out", "resume", "data_dir", "checkpoint_seconds"):
             del settings[name]
         return settings | {name: list(settings[name]) for name in ("weight_decay", "learning_rate")}
 
@@ -243,6 +244,7 @@ def run(config: Config) -> list[dict[str, Any]]:
         total=config.num_epochs,
         unit="epoch",
         resume=config.resume,
+        checkpoint_seconds=config.checkpoint_seconds,
     )
     if jax.process_index() != 0:
         return []

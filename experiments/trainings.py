@@ -25,8 +25,7 @@ from dufm_jax import processes
 from experiments import records
 from experiments.checkpoints import Checkpoints
 
-CHECKPOINT_SECONDS = 30.0  # Between checkpoints, at most what an interruption costs.
-
+SECONDS = "Between checkpoints, about: what a program that is killed loses."
 RESUME = "Go on with the training of the same flags in --out, if it holds one."
 OVERWRITE = "Replace the files of an earlier run in --out."
 
@@ -90,8 +89,10 @@ class Outcome(NamedTuple):
         return np.array([line[name] for line in self.lines], dtype).swapaxes(0, 1)
 
 
-def check(resume: bool, overwrite: bool) -> None:
-    """Raises a ValueError if both flags are given."""
+def check(resume: bool, overwrite: bool, checkpoint_seconds: float) -> None:
+    """Raises a ValueError if these flags are out of range or exclude each other."""
+    if not checkpoint_seconds >= 0:
+        raise ValueError(f"--checkpoint_seconds must be at least 0, got {checkpoint_seconds}.")
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other; name one of them.")
 
@@ -160,6 +161,7 @@ def carry_out(
     total: int,
     unit: str,
     resume: bool,
+    checkpoint_seconds: float,
 ) -> Outcome:
     """Trains to the end, recording into metrics.jsonl; collective.
 
@@ -171,6 +173,7 @@ def carry_out(
       total: Where `Round.done` ends.
       unit: Of the progress bar, and the mark of each line that counts in it.
       resume: Whether to go on from the last checkpoint, if there is one.
+      checkpoint_seconds: How far checkpoints are apart, at least.
 
     Raises:
       Interrupted: on SIGTERM or SIGINT, once a checkpoint is saved.
@@ -208,7 +211,7 @@ def carry_out(
     ):
         for current in rounds:
             lines += _record(folder, current, num_runs, time.perf_counter() - started)
-            due = time.perf_counter() - saved_at > CHECKPOINT_SECONDS
+            due = time.perf_counter() - saved_at > checkpoint_seconds
             flags = processes.agree([current.ended, bool(signals), due])
             ended, stopped = flags[:, 0].all(), flags[:, 1].any()
             if ended or stopped or flags[0, 2]:  # The clock of the first process counts.

@@ -167,6 +167,7 @@ def test_config_says_what_it_ran_on(finished):
         "out",
         "overwrite",
         "resume",
+        "checkpoint_seconds",
         "runs_per_device",
     }
 

@@ -13,7 +13,7 @@ pytest.importorskip("flax", reason="the networks need flax, of the extra `networ
 
 from dufm_jax import Decay, Problem, data, dufm
 from dufm_jax.networks import runs
-from experiments import dufm_figure, network_training, records, trainings
+from experiments import dufm_figure, network_training, records
 
 TINY = {
     "blocks": 1,
@@ -78,7 +78,7 @@ def test_the_loss_is_equation_1_on_the_features_of_all_images(finished):
 
 def test_resumed_is_uninterrupted(finished, tmp_path, monkeypatch):
     whole, _ = finished
-    config = network_training.Config(out=str(tmp_path / "cut"), **TINY)
+    config = network_training.Config(out=str(tmp_path / "cut"), checkpoint_seconds=0.0, **TINY)
     train_epoch = runs.train_epoch
 
     def interrupted(recipe, state, strengths, seeds, epoch, *rest):
@@ -86,7 +86,6 @@ def test_resumed_is_uninterrupted(finished, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return train_epoch(recipe, state, strengths, seeds, epoch, *rest)
 
-    monkeypatch.setattr(trainings, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(runs, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         network_training.run(config)

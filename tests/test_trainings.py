@@ -52,7 +52,9 @@ def assert_same(folder: Path, other: Path) -> None:
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
 
 
-def interrupt(monkeypatch, folder: Path, rounds: int, number: int = signal.SIGTERM) -> None:
+def interrupt(
+    monkeypatch, folder: Path, rounds: int, number: int = signal.SIGTERM, **flags
+) -> None:
     """Trains for that many rounds and then gets the signal."""
     show, left = trainings._show, [rounds]
 
@@ -65,7 +67,7 @@ def interrupt(monkeypatch, folder: Path, rounds: int, number: int = signal.SIGTE
     with monkeypatch.context() as patch:
         patch.setattr(trainings, "_show", counted)
         with pytest.raises(trainings.Interrupted, match="--resume") as stop:
-            dufm_training.run(config(folder))
+            dufm_training.run(config(folder, **flags))
     assert stop.value.status == 128 + number
 
 
@@ -103,9 +105,7 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, cut])
 def test_a_damaged_checkpoint_is_left_out(undisturbed, tmp_path, monkeypatch, capsys, damage):
-    with monkeypatch.context() as patch:
-        patch.setattr(trainings, "CHECKPOINT_SECONDS", 0.0)
-        interrupt(monkeypatch, tmp_path, 4)
+    interrupt(monkeypatch, tmp_path, 4, checkpoint_seconds=0.0)
     before, last = sorted((tmp_path / checkpoints.FOLDER).iterdir())
     for path in last.rglob("d/*"):
         damage(path)
