@@ -56,7 +56,7 @@ def launch(
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells each of its steps.
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", _num_cores())
+        jax.config.update("jax_num_cpu_devices", num_cores())
     _keep_compiled()
 
     holders = {field.name: _define(field) for field in dataclasses.fields(config)}
@@ -158,7 +158,7 @@ def _keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # On Linux; elsewhere there are no such limits.
         return len(os.sched_getaffinity(0))

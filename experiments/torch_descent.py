@@ -95,17 +95,18 @@ def _descend(
     for steps in (2, num_steps):
         tensors = [torch.tensor(leaf, device=device(), requires_grad=True) for leaf in leaves]
         optimizer = torch.optim.SGD(tensors, lr=learning_rate, weight_decay=decay)
-        _wait()
+        wait()
         started = time.perf_counter()
         for _ in range(steps):
             optimizer.zero_grad()
             fit(*tensors).backward()
             optimizer.step()
-        _wait()
+        wait()
         times.append(time.perf_counter() - started)
     return [tensor.detach().cpu().numpy() for tensor in tensors], times[1], times[0]
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Waits until the GPU has done what it was told, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
