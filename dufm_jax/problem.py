@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+_MOST = 2**31 - 1  # Of any size, the largest integer of JAX's default type.
+_MOST_LAYERS = 10_000  # Far more than a program can be compiled for.
+
 
 class Params(NamedTuple):
     """The parameters (H_1, W_1, ..., W_L) of Definition 2.
@@ -61,7 +64,7 @@ class Problem:
       widths: (d_1, ..., d_L): d_1 rows of H_1 and d_l units in hidden layer l; L >= 2 of them.
 
     Raises:
-      ValueError: if a size is not an integer or is too small.
+      ValueError: if a size is not an integer, too small or too large.
     """
 
     num_classes: int
@@ -80,8 +83,8 @@ class Problem:
     def with_width(
         cls, *, num_classes: int, samples_per_class: int, depth: int, width: int
     ) -> "Problem":
-        """A problem of `depth` layers of equal `width`."""
-        widths = (width,) * _size("depth", depth, 2)
+        """A problem of `depth` layers of equal `width`, 10,000 layers at most."""
+        widths = (width,) * _size("depth", depth, 2, _MOST_LAYERS)
         return cls(num_classes=num_classes, samples_per_class=samples_per_class, widths=widths)
 
     @property
@@ -133,13 +136,15 @@ class Problem:
         _check_positive(decay)
 
 
-def _size(name: str, value: int, least: int) -> int:
+def _size(name: str, value: int, least: int, most: int = _MOST) -> int:
     try:
         size = operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be an integer, got {value!r}.") from None
     if size < least:
         raise ValueError(f"{name} must be at least {least}, got {size}.")
+    if size > most:
+        raise ValueError(f"{name} must be at most {most}, got {size}.")
     return size
 
 
@@ -147,5 +152,10 @@ def _check_positive(decay: Decay) -> None:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in decay):
         return  # Values under a trace are not known.
     values = np.concatenate([np.ravel(leaf) for leaf in decay])
-    if not (np.isfinite(values).all() and (values > 0).all()):
-        raise ValueError(f"every decay must be positive and finite, got {values.tolist()}.")
+    # XLA takes subnormal numbers for zero.
+    least = float(jnp.finfo(jnp.result_type(values.dtype, float)).tiny)
+    if not (np.isfinite(values).all() and (values >= least).all()):
+        raise ValueError(
+            f"every decay must be positive and finite (at least {least:.3g}), got "
+            f"{values.tolist()}."
+        )

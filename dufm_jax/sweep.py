@@ -7,7 +7,6 @@ program of their own; runs that have ended take no part any more.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from dufm_jax import dufm, metrics, reduction, training
 from dufm_jax.problem import Decay, Params, Problem
 from dufm_jax.schedule import Schedule
+
+MOST_RUNS = 1_000_000
+_LEAST = np.finfo(np.float64).tiny  # XLA takes what is below for zero.
 
 
 class Grid(NamedTuple):
@@ -42,20 +44,29 @@ class Grid(NamedTuple):
         """All combinations; seeds vary fastest.
 
         Raises:
-          ValueError: if there is none, or a value is not positive and finite.
+          ValueError: if there is none or are too many, or a value is not positive and finite.
         """
-        rows = list(itertools.product(weight_decays, learning_rates, seeds))
-        if not rows:
-            raise ValueError("a sweep needs at least one seed, weight decay and learning rate.")
-        decays, rates, chosen = zip(*rows, strict=True)
-        if min(chosen) < 0 or max(chosen) >= 2**31:
-            raise ValueError(f"seeds must be at least 0 and below 2**31, got {max(chosen)}.")
-        for name, values in (("weight decay", decays), ("learning rate", rates)):
-            if not (np.isfinite(values).all() and min(values) > 0):
+        number = len(seeds) * len(weight_decays) * len(learning_rates)
+        if not 0 < number <= MOST_RUNS:
+            raise ValueError(
+                "a sweep needs at least one seed, weight decay and learning rate, and at most "
+                f"{MOST_RUNS:,} combinations, got {number:,}."
+            )
+        for name, values in (("weight decay", weight_decays), ("learning rate", learning_rates)):
+            if not all(np.isfinite(value) and value >= _LEAST for value in values):
                 raise ValueError(
                     f"every {name} must be positive and finite, got {sorted(set(values))}."
                 )
-        return cls(np.array(chosen, np.int64), np.array(decays), np.array(rates))
+        if min(seeds) < 0 or max(seeds) >= 2**31:
+            outside = min(seeds) if min(seeds) < 0 else max(seeds)
+            raise ValueError(f"seeds must be at least 0 and below 2**31, got {outside}.")
+        decays, rates, chosen = np.meshgrid(
+            np.asarray(weight_decays, np.float64),
+            np.asarray(learning_rates, np.float64),
+            np.asarray(seeds, np.int64),
+            indexing="ij",
+        )
+        return cls(chosen.ravel(), decays.ravel(), rates.ravel())
 
     @property
     def num_runs(self) -> int:

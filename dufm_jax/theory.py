@@ -253,7 +253,11 @@ def _projector_entries(r: int) -> np.ndarray:
 
 def _adjacent_pairs(order: int, kept: int) -> int:
     """The pairs of edges with a common vertex among the first `kept` edges."""
-    degrees = np.bincount(graphs.edges(order)[:kept].ravel())
+    degrees = np.full(order, order - 1)
+    # Few edges are dropped, fewer than `order`, and they are among the last vertices.
+    dropped = math.comb(order, 2) - kept
+    last = graphs.order_above(dropped)
+    degrees[-last:] -= np.bincount(graphs.edges(last)[-dropped:].ravel(), minlength=last)
     return int(np.sum(degrees * (degrees - 1)) // 2)
 
 
