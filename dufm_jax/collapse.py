@@ -113,7 +113,7 @@ def measure(
     named = structure.Structure("", np.nan)
     if classes <= _MOST_RECOGNISED:
         named = structure.recognise(gram)
-    with np.errstate(divide="ignore", invalid="ignore"):  # Where class means coincide.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # Of coinciding means.
         along = np.nan
         if moments.scatter is not None and kept.any():
             spread = np.sum(axes[kept] @ moments.scatter * axes[kept], axis=1)

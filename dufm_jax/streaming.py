@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
+_LARGEST = 1e70  # So that sums of fourth powers, as of the Gram matrix, are finite.
+
 
 class Moments(NamedTuple):
     """What one pass keeps of features.
@@ -140,13 +142,16 @@ def check_features(moments: Moments, features: ArrayLike) -> Float[np.ndarray, "
 
 
 def check_numbers(name: str, values: np.ndarray) -> Float[np.ndarray, "m n"]:
-    """The values in float64, or a ValueError unless they are real and finite."""
+    """The values in float64, or a ValueError unless they are real, finite and below 1e70."""
     if not np.can_cast(values.dtype, np.float64, "same_kind"):
         raise ValueError(f"{name} must be real numbers, got {values.dtype}.")
     values = values.astype(np.float64)
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         raise ValueError(f"{name} must be finite, but row {np.argmin(finite)} is not.")
+    largest = np.max(np.abs(values), initial=0)
+    if largest > _LARGEST:
+        raise ValueError(f"{name} must be below {_LARGEST:.0e}, got {largest:.3g}; rescale them.")
     return values
 
 

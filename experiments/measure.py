@@ -36,6 +36,7 @@ from experiments import cli, records
 COLLAPSE = "collapse.csv"
 _ARRAYS = ("singular_values", "gram")
 _BLOCK = 2**22  # Numbers read at a time, 32 MB in float64.
+_MOST_CLASSES = 2**20  # Whose means are kept, with samples or not.
 _WIDEST = 2**14  # Of features with a scatter matrix, which then has 2 GB.
 
 
@@ -55,8 +56,11 @@ class Config:
     overwrite: bool = cli.flag(False, "Replace the files of an earlier run in --out.")
 
     def __post_init__(self) -> None:
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes must not be negative, got {self.num_classes}.")
+        cli.check(self)
+        if not 0 <= self.num_classes <= _MOST_CLASSES:
+            raise ValueError(
+                f"num_classes must be from 0 to {_MOST_CLASSES}, got {self.num_classes}."
+            )
         if not 0 < self.rank_tolerance < 1:
             raise ValueError(f"rank_tolerance must be between 0 and 1, got {self.rank_tolerance}.")
 
@@ -80,7 +84,7 @@ def open_file(path: str, dimensions: int) -> np.ndarray:
         array = np.lib.format.open_memmap(path, mode="r")  # Which never unpickles.
     except OSError as error:
         raise ValueError(f"{path!r} cannot be read: {error.strerror}.") from None
-    except ValueError:
+    except Exception:  # A damaged header makes NumPy raise what its parsers do.
         raise ValueError(
             f"{path} is no complete .npy file of numbers, as np.save writes it."
         ) from None
