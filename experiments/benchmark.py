@@ -55,6 +55,7 @@ class Config:
     overwrite: bool = cli.flag(False, "Replace the files of an earlier benchmark in --out.")
 
     def __post_init__(self) -> None:
+        cli.check(self)
         for name in ("num_steps", "baseline_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")

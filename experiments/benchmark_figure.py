@@ -29,7 +29,7 @@ def draw(folder: Path) -> Path:
     """Writes the figure of the benchmark in `folder` and returns its path."""
     config = records.read_config(folder)
     rows = [row for row in records.read_csv(folder / METHODS) if _shown(row, config)]
-    scaling = records.read_csv(folder / SCALING) if (folder / SCALING).exists() else []
+    scaling = records.read_csv(folder / SCALING) if records.holds(folder, SCALING) else []
     figure = plt.figure(figsize=(11, 5.6 if scaling else 2.6), layout="constrained")
     grid = figure.add_gridspec(
         2 if scaling else 1, len(_LABELS), height_ratios=[1, 1.2][: 1 + bool(scaling)]
@@ -90,7 +90,8 @@ class Config:
     run: str = cli.flag("results/benchmark", "Folder of a finished benchmark.")
 
     def __post_init__(self) -> None:
-        if not (Path(self.run) / METHODS).exists():
+        cli.check(self)
+        if not records.holds(self.run, METHODS):
             raise ValueError(f"--run={self.run} is no finished benchmark: it holds no {METHODS}.")
 
 

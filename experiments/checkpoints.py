@@ -50,10 +50,15 @@ class Checkpoints:
         leaves = _named(content)
         leaves[_DIGESTS] = _digests(list(leaves.values()))
         path = self.folder / f"{numbers[-1] + 1 if numbers else 0:06d}"
-        try:
-            orbax.save(path, processes.whole(leaves))
-        except ValueError as error:  # What Orbax makes of a full disk.
-            raise OSError(f"the checkpoint {path} cannot be written: {_first(error)}") from error
+        with _quiet():
+            try:
+                _write(path, processes.whole(leaves))
+            except (ValueError, OSError) as error:  # What Orbax makes of a full disk.
+                reason = _first(error)
+            else:
+                reason = ""
+        if reason:
+            raise OSError(f"the checkpoint {path} cannot be written ({reason}).")
         if jax.process_index() == 0:
             for number in numbers[: len(numbers) + 1 - _KEPT]:
                 shutil.rmtree(self.folder / f"{number:06d}", ignore_errors=True)
@@ -73,6 +78,7 @@ class Checkpoints:
           ValueError: if all that there are are damaged.
         """
         found = self._numbers()
+        self._tidy()
         for number in reversed(found):
             path = self.folder / f"{number:06d}"
             with _quiet():
@@ -93,6 +99,13 @@ class Checkpoints:
     def clear(self) -> None:
         """Removes all."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        """Removes what a save left that was cut off."""
+        if jax.process_index() == 0 and self.folder.exists():
+            for path in self.folder.iterdir():
+                if not path.name.isdigit():
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _numbers(self) -> list[int]:
         """In order; Orbax gives a checkpoint its name once it is whole."""
@@ -147,7 +160,19 @@ def _digests(leaves: list[np.ndarray]) -> np.ndarray:
     return np.stack(rows)
 
 
+def _write(path: Path, leaves: dict[str, Any]) -> None:
+    """Saves, once more where a clock that jumped made Orbax believe it took too long."""
+    for last in (False, True):
+        try:
+            return orbax.save(path, leaves, overwrite=last)
+        except TimeoutError:
+            if last:
+                raise
+
+
 def _first(error: Exception) -> str:
     """The first line of what an error says, cut to a readable length."""
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return "no space left on the device"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:120].rstrip(" .")

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import logging
+import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from absl import logging as absl_logging
 from experiments import trainings
 
 _HEARTBEAT_SECONDS = 30  # Without one, a process counts as dead, and the others end.
+_NO_TEXT = {"Cc", "Cs", "Zl", "Zp"}  # Control characters, surrogates, line and paragraph ends.
 
 
 def flag(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
@@ -28,6 +31,34 @@ def flag(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
       choices: The values that a str admits, where it admits only some.
     """
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+def check(config: Any) -> None:
+    """Refuses what no flag of its kind can be; each Config calls it before its own checks.
+
+    Texts are file names or choices and have no line breaks or other control characters, numbers are
+    finite, integers fit into JAX's default type, and lists have a value.
+
+    Raises:
+      ValueError: if a value is another, which the sentence names.
+    """
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        choices = field.metadata["choices"]
+        if choices and value not in choices:
+            raise ValueError(f"--{name} must be one of {', '.join(choices)}, got {value!r}.")
+        if isinstance(value, str):
+            if {unicodedata.category(character) for character in value} & _NO_TEXT:
+                raise ValueError(f"--{name} must be one line of text, got {value!r}.")
+            continue
+        entries = value if isinstance(value, Sequence) else (value,)
+        if not entries:
+            raise ValueError(f"--{name} needs at least one value.")
+        for entry in entries:
+            if isinstance(entry, int) and not -(2**31) < entry < 2**31:
+                raise ValueError(f"--{name} must be between -2**31 and 2**31, got {entry}.")
+            if not math.isfinite(entry):
+                raise ValueError(f"--{name} must be finite, got {entry}.")
 
 
 def launch(

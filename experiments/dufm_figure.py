@@ -120,7 +120,8 @@ class Config:
     run: str = cli.flag("results/dufm_training", "Folder of a finished run.")
 
     def __post_init__(self) -> None:
-        if not (Path(self.run) / records.RESULTS).exists():
+        cli.check(self)
+        if not records.holds(self.run, records.RESULTS):
             raise ValueError(f"--run={self.run} is no finished run: it holds no {records.RESULTS}.")
 
 

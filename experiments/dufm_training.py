@@ -94,6 +94,7 @@ class Config:
     overwrite: bool = cli.flag(False, trainings.OVERWRITE)
 
     def __post_init__(self) -> None:
+        cli.check(self)
         if not 1 <= self.num_seeds <= _MOST_SEEDS:
             raise ValueError(f"--num_seeds must be 1 to {_MOST_SEEDS}, got {self.num_seeds}.")
         if self.num_steps < 1:

@@ -49,6 +49,8 @@ class Config:
     num_steps: int = cli.flag(40_000, "Updates of each run; fewer where it has converged.")
 
     def __post_init__(self) -> None:
+        cli.check(self)
+        studies.check_widths(self.widths)
         studies.check(training for _, training in self.trainings)
 
     @property
@@ -58,7 +60,7 @@ class Config:
             (
                 claim,
                 dufm_training.Config(
-                    out=f"{self.out}/K{classes}_L{depth}_w{int(width)}",
+                    out=str(Path(self.out) / f"K{classes}_L{depth}_w{int(width)}"),
                     num_classes=classes,
                     samples_per_class=self.samples_per_class,
                     depth=depth,
@@ -83,8 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing, and returns the rows of summary.csv."""
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = records.open_folder(config.out)
     records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
     rows = []
     for claim, training in config.trainings:

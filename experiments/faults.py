@@ -288,11 +288,13 @@ def two_programs(bench: Bench, times: int) -> Iterator[bool]:
 
 
 def clock(bench: Bench, times: int) -> Iterator[bool]:
-    """A clock that jumps by up to a day, forth and back."""
+    """A clock that jumps eight times by up to a day, forth or back."""
     program = (
         "import random, runpy, sys, time\n"
         "true = time.time\n"
-        "time.time = lambda: true() + random.uniform(-86400, 86400)\n"
+        "jumps = [(random.uniform(0, 15), random.uniform(-86400, 86400)) for _ in range(8)]\n"
+        "begun = true()\n"
+        "time.time = lambda: true() + sum(by for at, by in jumps if true() > begun + at)\n"
         "sys.argv[0] = 'dufm_training'\n"
         "runpy.run_module('experiments.dufm_training', run_name='__main__')\n"
     )

@@ -19,7 +19,7 @@ import numpy as np
 import xarray
 from jaxtyping import Array
 
-from dufm_jax import Decay, Params, Problem, dufm, linalg, structure
+from dufm_jax import Decay, Params, Problem, dufm, graphs, linalg, structure
 from dufm_jax.solutions import dnc, srg
 from experiments import cli, panels, records, studies
 
@@ -34,6 +34,11 @@ class Config:
     num_classes: int = cli.flag(10, "K = C(r, 2), so 6, 10, 15, ...")
     depth: int = cli.flag(4, "L, at least 3.")
     weight_decay: float = cli.flag(0.004, "lambda of all W_l; that of H_1 is 50 times as large.")
+
+    def __post_init__(self) -> None:
+        cli.check(self)
+        Decay.uniform(self.weight_decay, 1)  # Which checks it, as the next line the sizes.
+        graphs.srg_constructions("exact", self.problem)
 
     @property
     def problem(self) -> Problem:
@@ -51,10 +56,9 @@ PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "quick": {}}
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Builds, measures and writes the records; returns the rows of summary.csv."""
+    folder = records.open_folder(config.out)
     problem, decay = config.problem, Decay.uniform(config.weight_decay, config.depth)
     built = {"SRG": srg.build(problem, decay, "exact"), "DNC": dnc.build(problem, decay)}
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
     records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
     arrays, rows = {}, []
     for name, params in built.items():

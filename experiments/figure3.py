@@ -34,6 +34,7 @@ from experiments import cli, dufm_training, panels, records, studies
 
 RATIO, RANK, WIDTH = "ratio.csv", "rank.csv", "width.csv"
 DEPTHS = (3, 4, 5)
+_LARGEST_ORDER = 2**16  # Of K = C(r, 2) below 2**31.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +59,22 @@ class Config:
     num_steps: int = cli.flag(60_000, "Updates of each run; fewer where it has converged.")
 
     def __post_init__(self) -> None:
-        if not 4 <= self.largest_built <= self.largest_order:
+        cli.check(self)
+        if not 4 <= self.largest_built <= self.largest_order <= _LARGEST_ORDER:
             raise ValueError(
-                f"--largest_built must be from 4 to --largest_order={self.largest_order}, got "
-                f"{self.largest_built}."
+                f"--largest_built must be from 4 to --largest_order={self.largest_order}, and that "
+                f"at most {_LARGEST_ORDER}, got {self.largest_built}."
             )
-        if any(width != int(width) for width in self.widths):
-            raise ValueError(f"--widths must be whole numbers, got {self.widths}.")
+        if not self.ratio_decay > 0:
+            raise ValueError(f"--ratio_decay must be positive, got {self.ratio_decay}.")
+        studies.check_widths(self.widths)
         studies.check([self.rank_training, *self.width_trainings])
 
     @property
     def rank_training(self) -> dufm_training.Config:
         """Of the middle part."""
         return dufm_training.Config(
-            out=f"{self.out}/rank",
+            out=str(Path(self.out) / "rank"),
             num_classes=15,
             samples_per_class=self.rank_samples,
             depth=4,
@@ -87,7 +90,7 @@ class Config:
         """Of the right part."""
         return [
             dufm_training.Config(
-                out=f"{self.out}/width{int(width)}",
+                out=str(Path(self.out) / f"width{int(width)}"),
                 num_classes=10,
                 samples_per_class=self.width_samples,
                 depth=4,
@@ -118,8 +121,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Computes what is missing, and returns the rows of the three tables."""
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = records.open_folder(config.out)
     records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
     tables = {RATIO: ratios(config), RANK: mean_ranks(config), WIDTH: dnc_shares(config)}
     for name, rows in tables.items():

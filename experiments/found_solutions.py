@@ -63,6 +63,7 @@ class Config:
     num_steps: int = cli.flag(200_000, "Updates of each run.")
 
     def __post_init__(self) -> None:
+        cli.check(self)
         studies.check(self.trainings)
 
     @property
@@ -96,7 +97,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing, and returns the rows of summary.csv."""
-    config.folder.mkdir(parents=True, exist_ok=True)
+    records.open_folder(str(config.folder))
     settings = dataclasses.asdict(config) | records.environment()
     records.write_json(config.folder / records.CONFIG, settings)
     rows = []

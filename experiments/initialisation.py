@@ -38,6 +38,7 @@ class Config:
     num_steps: int = cli.flag(200_000, "Updates of each run.")
 
     def __post_init__(self) -> None:
+        cli.check(self)
         studies.check(self.runs)
 
     @property
@@ -45,7 +46,9 @@ class Config:
         """The training of each of SETTINGS."""
         return [
             dufm_training.Config(
-                out=f"{self.out}/{distribution}_w{weights_scale:.2f}_h{features_scale:.2f}",
+                out=str(
+                    Path(self.out) / f"{distribution}_w{weights_scale:.2f}_h{features_scale:.2f}"
+                ),
                 num_seeds=self.num_seeds,
                 num_steps=self.num_steps,
                 distribution=distribution,

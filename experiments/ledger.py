@@ -51,6 +51,9 @@ class Config:
     extremes: str = _folder("experiments.extremes")
     smoothed: str = _folder("experiments.smoothed")
 
+    def __post_init__(self) -> None:
+        cli.check(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Claim:

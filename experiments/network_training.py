@@ -35,6 +35,7 @@ from dufm_jax import Decay, Problem, collapse, data, processes, streaming, struc
 from dufm_jax.networks import classifier, runs, training
 from experiments import cli, dufm_figure, dufm_training, records, trainings
 
+_DEEPEST = 1_000
 _EVALUATED = 500  # Images at a time.
 
 
@@ -82,6 +83,7 @@ class Config:
     overwrite: bool = cli.flag(False, trainings.OVERWRITE)
 
     def __post_init__(self) -> None:
+        cli.check(self)
         if self.samples_per_class < 0:
             raise ValueError(
                 f"--samples_per_class must be positive, or 0, got {self.samples_per_class}."
@@ -93,7 +95,7 @@ class Config:
             )
         if not 1 <= self.measure_every <= self.num_epochs:
             raise ValueError(
-                f"--measure_every must be from 1 to the {self.num_epochs} epochs, got "
+                f"--measure_every must be from 1 to --num_epochs={self.num_epochs}, got "
                 f"{self.measure_every}."
             )
         if not 0 < self.rank_tolerance < 1:
@@ -102,6 +104,8 @@ class Config:
             raise ValueError(
                 f"--features_decay must be positive and finite, got {self.features_decay}."
             )
+        if self.subset_seed < 0:
+            raise ValueError(f"--subset_seed must not be negative, got {self.subset_seed}.")
         trainings.check(self.resume, self.overwrite, self.checkpoint_seconds)
         _ = self.grid, self.widths  # The constructor checks decays and rates.
 
@@ -116,9 +120,9 @@ class Config:
     @property
     def widths(self) -> tuple[int, ...]:
         """(d_1, ..., d_L)."""
-        if self.depth < 2 or self.width < 1:
+        if not 2 <= self.depth <= _DEEPEST or self.width < 1:
             raise ValueError(
-                "--depth must be at least 2 and --width positive, got "
+                f"--depth must be from 2 to {_DEEPEST} and --width positive, got "
                 f"{self.depth} and {self.width}."
             )
         return (64, *(self.width,) * (self.depth - 1))

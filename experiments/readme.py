@@ -30,10 +30,13 @@ class Config:
     initialisation: str = cli.flag("", "Folder of a run of experiments.initialisation.")
     benchmark: str = cli.flag("", "Folder of a run of experiments.benchmark with no flags.")
 
+    def __post_init__(self) -> None:
+        cli.check(self)
+
 
 def collect(source: Path, target: Path, names: tuple[str, ...]) -> None:
     """Copies the named files of a finished run into the gallery."""
-    missing = [name for name in names if not (source / name).exists()]
+    missing = [name for name in names if not records.holds(source, name)]
     if missing:
         raise ValueError(f"{source} is no finished run: it holds no {missing[0]}.")
     target.mkdir(parents=True, exist_ok=True)

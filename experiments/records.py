@@ -24,7 +24,30 @@ CONFIG, METRICS, RUNS, RESULTS, FIGURE = (
     "results.nc",
     "figure.png",
 )
+_AGAIN = "run again what writes it, in a new folder"
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "scipy")
+
+
+def open_folder(out: str) -> Path:
+    """The directory of that name, created if there is none; what it holds stays.
+
+    Raises:
+      ValueError: if there can be none, or it is not writable.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        readable = os.access(folder, os.R_OK)
+    except OSError as error:
+        raise ValueError(f"--out={out} cannot be used as a folder: {error.strerror}.") from None
+    if not (readable and os.access(folder, os.W_OK)):
+        raise ValueError(f"--out={out} is not writable; name another folder.")
+    return folder
+
+
+def holds(folder: str | Path, name: str) -> bool:
+    """Whether a folder, which need not exist, holds such a file; False for impossible names."""
+    return os.path.exists(os.path.join(folder, name))
 
 
 def claim(out: str, overwrite: bool) -> Path:
@@ -37,14 +60,8 @@ def claim(out: str, overwrite: bool) -> Path:
     Raises:
       ValueError: if it holds something already and must not be overwritten, or is not writable.
     """
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        present = sorted(entry.name for entry in folder.iterdir())
-    except OSError as error:
-        raise ValueError(f"--out={out} cannot be used as a folder: {error.strerror}.") from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out={out} is not writable; name another folder.")
+    folder = open_folder(out)
+    present = sorted(entry.name for entry in folder.iterdir())
     if present and not overwrite:
         raise ValueError(
             f"--out={out} already holds {present[0]}; pass --overwrite or name another folder."
@@ -100,6 +117,17 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(plain(line)) + "\n" for line in lines))
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON Lines file; one that was cut off at the end is left out.
+
+    Raises:
+      ValueError: if the file is missing, or another line damaged.
+    """
+    with _reading(path):
+        *whole, _ = path.read_text().split("\n")
+        return [json.loads(line) for line in whole]
+
+
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One line a row under a header; floats in full, the undefined (NaN) empty."""
     rows = [{name: _cell(value) for name, value in row.items()} for row in rows]
@@ -116,8 +144,17 @@ def write_arrays(path: Path, arrays: xarray.Dataset) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The flags of a run."""
-    return json.loads((folder / CONFIG).read_text())
+    """The flags of a run.
+
+    Raises:
+      ValueError: if the file is missing or damaged, as in the readers below.
+    """
+    path = folder / CONFIG
+    with _reading(path):
+        found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise ValueError(_damaged(path))
+    return found
 
 
 def difference(folder: Path, settings: Mapping[str, Any]) -> str:
@@ -130,9 +167,15 @@ def difference(folder: Path, settings: Mapping[str, Any]) -> str:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a file that `write_csv` wrote, as text."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of a file that `write_csv` wrote, one at least, as text."""
+    with _reading(path):
+        text = path.read_text()
+        rows = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+    complete = text.endswith("\n") and rows
+    # What a row has too much is below None, what it lacks is None.
+    if not complete or any(None in row or None in row.values() for row in rows):
+        raise ValueError(_damaged(path))
+    return rows
 
 
 def read_runs(folder: Path) -> list[dict[str, str]]:
@@ -142,7 +185,26 @@ def read_runs(folder: Path) -> list[dict[str, str]]:
 
 def read_arrays(folder: Path) -> xarray.Dataset:
     """The arrays of a run."""
-    return xarray.load_dataset(folder / RESULTS, engine="scipy")
+    path = folder / RESULTS
+    with _reading(path):
+        return xarray.load_dataset(path, engine="scipy")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a parser says of a damaged file becomes one sentence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; {_AGAIN}.") from None
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
+    except Exception:  # SciPy's reader of netCDF checks nothing and raises what comes.
+        raise ValueError(_damaged(path)) from None
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is truncated or damaged; {_AGAIN}."
 
 
 @contextlib.contextmanager

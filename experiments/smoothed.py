@@ -11,7 +11,6 @@ relative 1e-4). The theorem is about global optima; that the least loss found is
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,7 +39,10 @@ class Config:
     num_steps: int = cli.flag(40_000, "Updates of each run.")
 
     def __post_init__(self) -> None:
-        _ = self.problem
+        cli.check(self)
+        _ = self.problem, self.grid  # Their constructors check the sizes, seeds and rate.
+        if self.num_steps < 1:
+            raise ValueError(f"--num_steps must be at least 1, got {self.num_steps}.")
         if not 0 < self.weight_decay <= 1 / (self.depth + 1):
             raise ValueError(
                 f"--weight_decay must be positive and at most 1/(L+1) = {1 / (self.depth + 1):.4g} "
@@ -59,6 +61,11 @@ class Config:
             width=self.width,
         )
 
+    @property
+    def grid(self) -> sweep.Grid:
+        """The runs for each epsilon."""
+        return sweep.Grid.product(range(self.num_seeds), [self.weight_decay], [self.learning_rate])
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -68,13 +75,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains and measures; returns the rows of smoothed.csv."""
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = records.open_folder(config.out)
     records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
     problem, decay = config.problem, Decay.uniform(config.weight_decay, config.depth)
-    grid = sweep.Grid.product(
-        range(config.num_seeds), [config.weight_decay], [config.learning_rate]
-    )
+    grid = config.grid
     rows = []
     for epsilon in config.epsilons:
         nonlinearity = dufm.smoothed_relu(epsilon)

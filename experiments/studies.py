@@ -18,10 +18,16 @@ def check(trainings: Iterable[Any]) -> None:
     """Raises a ValueError if a folder holds the finished runs of other settings."""
     for training in trainings:
         folder = Path(training.out)
-        if (folder / records.RUNS).exists():
+        if records.holds(folder, records.RUNS):
             different = records.difference(folder, training.settings)
             if different:
                 raise ValueError(f"{folder} holds runs with {different}; name another --out.")
+
+
+def check_widths(widths: Sequence[float]) -> None:
+    """Raises a ValueError unless these numbers, of --widths, are whole and positive."""
+    if any(width != int(width) or width < 1 for width in widths):
+        raise ValueError(f"--widths must be whole and positive, got {list(widths)}.")
 
 
 def train(training: Any, run: Callable[[Any], Any] = dufm_training.run) -> list[dict[str, str]]:

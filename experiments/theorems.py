@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,10 +41,16 @@ class Config:
     num_models: int = cli.flag(200, "Random models of columns.csv.")
 
     def __post_init__(self) -> None:
+        cli.check(self)
         if self.largest_classes < 6 or self.largest_depth < 3:
             raise ValueError(
                 "an SRG solution needs --largest_classes of at least 6 and --largest_depth of at "
                 f"least 3, got {self.largest_classes} and {self.largest_depth}."
+            )
+        if self.num_spreads < 0 or self.num_models < 1:
+            raise ValueError(
+                "--num_spreads must not be negative and --num_models at least 1, got "
+                f"{self.num_spreads} and {self.num_models}."
             )
 
 
@@ -199,8 +204,7 @@ AUDITS: dict[str, Callable[[Config], list[dict[str, Any]]]] = {
 
 def run(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Runs the audits and writes their tables, each as soon as it is known."""
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = records.open_folder(config.out)
     records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
     tables = {}
     for name, audit in AUDITS.items():

@@ -8,7 +8,6 @@ beyond the last checkpoint are made again, bit by bit the same, when the trainin
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import signal
 import sys
@@ -70,6 +69,7 @@ class _Saved(NamedTuple):
 
     done: np.ndarray
     ended: np.ndarray
+    num_lines: np.ndarray  # Of metrics.jsonl.
     state: Any
 
 
@@ -108,7 +108,7 @@ def claim(out: str, settings: Mapping[str, Any], *, resume: bool, overwrite: boo
         if jax.process_index() != 0:
             return
         folder = Path(out)
-        begun = (folder / records.CONFIG).exists()
+        begun = records.holds(folder, records.CONFIG)
         if resume and begun:
             _lock(folder)
             if different := records.difference(folder, settings):
@@ -126,7 +126,7 @@ def claim(out: str, settings: Mapping[str, Any], *, resume: bool, overwrite: boo
     processes.everywhere(on_first)
 
     def check() -> None:
-        if not (Path(out) / records.CONFIG).exists():
+        if not records.holds(out, records.CONFIG):
             raise ValueError(f"--out={out} must be a folder that all processes share.")
 
     processes.everywhere(check)
@@ -181,7 +181,7 @@ def carry_out(
     checkpoints = Checkpoints(folder, num_runs)
     rounds = begin(None)
     current = next(rounds)
-    saved = checkpoints.load(_content(current)) if resume else None
+    saved = checkpoints.load(_content(current, False, 0)) if resume else None
     if saved is None:
         done, seconds = 0, 0.0
         lines: list[dict[str, Any]] = []
@@ -189,6 +189,11 @@ def carry_out(
     else:
         done = int(saved.done[0])
         lines = _lines(folder, unit, done)
+        if len(lines) != saved.num_lines[0]:
+            raise ValueError(
+                f"{folder / records.METRICS} holds {len(lines)} of the {saved.num_lines[0]} lines "
+                "that the last checkpoint knows of; start again with --overwrite."
+            )
         seconds = lines[-1]["seconds"]
         share = processes.share(num_runs)
         rounds = begin(jax.tree.map(lambda leaf: leaf[share], saved.state))
@@ -215,9 +220,7 @@ def carry_out(
             flags = processes.agree([current.ended, bool(signals), due])
             ended, stopped = flags[:, 0].all(), flags[:, 1].any()
             if ended or stopped or flags[0, 2]:  # The clock of the first process counts.
-                checkpoints.save(
-                    _content(current)._replace(ended=np.full(len(current.loss), ended))
-                )
+                checkpoints.save(_content(current, ended, len(lines)))
                 saved_at = time.perf_counter()
             _show(bar, current)
             if ended:
@@ -227,9 +230,9 @@ def carry_out(
     return Outcome(processes.gather(current.state, num_runs), lines)
 
 
-def _content(current: Round) -> _Saved:
-    count = len(current.loss)
-    return _Saved(np.full(count, current.done), np.full(count, current.ended), current.state)
+def _content(current: Round, ended: bool, num_lines: int) -> _Saved:
+    columns = (np.full(len(current.loss), value) for value in (current.done, ended, num_lines))
+    return _Saved(*columns, current.state)
 
 
 def _record(folder: Path, current: Round, num_runs: int, seconds: float) -> list[dict[str, Any]]:
@@ -251,8 +254,7 @@ def _record(folder: Path, current: Round, num_runs: int, seconds: float) -> list
 
 def _lines(folder: Path, unit: str, done: int) -> list[dict[str, Any]]:
     """What was recorded up to a checkpoint; a line that was cut off at the end is left out."""
-    *whole, _ = (folder / records.METRICS).read_text().split("\n")
-    lines = [json.loads(line) for line in whole]
+    lines = records.read_lines(folder / records.METRICS)
     return [line for line in lines if line[unit] <= done]
 
 
