@@ -1,6 +1,7 @@
 """The command that trains networks, on few digits and a ResNet of one block a stage."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cases
@@ -107,6 +108,49 @@ def test_what_cannot_be_resumed_is_refused(finished):
             network_training.Config(out=whole.out, resume=True, **(TINY | {"num_epochs": 6}))
         )
     cases.assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        (records.CONFIG, 0),
+        (records.CONFIG, 100),
+        (records.METRICS, None),
+        (records.METRICS, 0),
+        (records.METRICS, 50),
+        (records.METRICS, -200),
+    ],
+)
+def test_truncated_records_are_not_resumed(finished, tmp_path, name, kept):
+    whole, _ = finished
+    folder = tmp_path / "copy"
+    shutil.copytree(whole.out, folder)
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if kept is not None:
+        (folder / name).write_bytes(content[:kept])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    config = network_training.Config(out=str(folder), resume=True, **TINY)
+    with pytest.raises(ValueError, match=name) as error:
+        network_training.run(config)
+    cases.assert_one_sentence(str(error.value))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_begins_again(
+    finished, tmp_path, monkeypatch
+):
+    whole, _ = finished
+    shutil.copy(Path(whole.out) / records.CONFIG, tmp_path)
+    (tmp_path / records.METRICS).write_text('{"epoch": 0}\n{"epoch": 0, "fi')
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        network_training.run(network_training.Config(out=str(tmp_path), resume=True, **TINY))
+    assert _lines(tmp_path) == _lines(Path(whole.out))[:1]
 
 
 def test_a_run_that_diverges_leaves_its_neighbour_alone(finished, tmp_path):
