@@ -96,7 +96,7 @@ def independent_srg(order, samples, depth, decay, classes=None):
     )
 
 
-@examples(60)
+@examples(40)
 @given(st.data())
 def test_closed_forms(data):
     classes = data.draw(st.sampled_from([2, 3, 5, 6, 10, 15]))
@@ -116,7 +116,7 @@ def test_closed_forms(data):
         assert float(found) == pytest.approx(expected, rel=1e-9)
 
 
-@examples(40)
+@examples(25)
 @given(
     classes=st.integers(6, math.comb(2**16, 2)),  # Larger solutions of 2**31 classes are too wide.
     depth=st.integers(3, 60),
@@ -138,7 +138,7 @@ def test_closed_forms_of_many_classes_and_layers(classes, depth, power, construc
         assert 0 < float(loss) <= 0.5 + 1e-9
 
 
-@examples(60)
+@examples(30)
 @given(st.data())
 def test_bad_decays_are_refused(data):
     depth = data.draw(st.integers(2, 4))
@@ -182,7 +182,7 @@ sizes = st.one_of(
 )
 
 
-@examples(100)
+@examples(60)
 @given(classes=sizes, samples=sizes, depth=sizes, width=sizes)
 @example(classes=2, samples=1, depth=10**12, width=3)
 def test_sizes(classes, samples, depth, width):
@@ -209,7 +209,7 @@ BUILT = (
 )
 
 
-@examples(60)
+@examples(30)
 @given(st.sampled_from(BUILT), st.data())
 def test_built_solutions_have_the_loss_of_the_closed_form(built, data):
     problem, construction = built
@@ -299,7 +299,7 @@ def distance(matrix, target):
         return np.linalg.norm(matrix / np.linalg.norm(matrix) - target / np.linalg.norm(target))
 
 
-@examples(60)
+@examples(25)
 @given(st.sampled_from(PROBLEMS), st.data())
 def test_objective_and_measures(problem, data):
     features, *weights = data.draw(params_of(SHAPES[problem]))
@@ -357,7 +357,7 @@ def test_objective_and_measures(problem, data):
             assert not np.isnan(layer.alignment_angle)
 
 
-@examples(40)
+@examples(15)
 @given(st.sampled_from(PROBLEMS), st.data())
 def test_parameters_of_other_shapes_are_refused(problem, data):
     shapes = [list(shape) for shape in SHAPES[problem]]
@@ -384,7 +384,7 @@ seeds = st.one_of(st.integers(0, 9), st.sampled_from([-1, 2**31 - 1, 2**31, 2**6
 strengths = st.one_of(extreme, bad_numbers)
 
 
-@examples(150)
+@examples(80)
 @given(
     st.one_of(
         st.lists(seeds, max_size=4),
