@@ -4,9 +4,11 @@
 
 Three panels for each weight decay and learning rate, as in Figure 2 of the paper: the training loss
 beside the DNC and SRG losses, DNC1 by layer, and the singular values of the class means at the end.
-Lines are means over seeds and bands one standard deviation; on logarithmic axes, of the logarithm.
-DNC1 is dotted where no run followed it, its samples being reduced to one column a class. Runs that
-diverged are left out and counted in the title.
+Where these losses do not exist, under the standard regularisation, it is DNC1, singular values and
+the Gram matrix of the middle layer, as in Figure 4. Lines are means over seeds and bands one
+standard deviation; on logarithmic axes, of the logarithm. DNC1 is dotted where no run followed it,
+its samples being reduced to one column a class. Runs that diverged are left out and counted in the
+title.
 """
 
 import dataclasses
@@ -36,10 +38,14 @@ def draw(folder: Path) -> Path:
         if not finite.all():
             title += f" ({(~finite).sum()} diverged)"
         row[1].set_title(title, fontsize=10)
-        if finite.any():
+        if finite.any() and np.isfinite(alive.dnc_loss).any():
             _draw_loss(row[0], alive)
             _draw_dnc1(row[1], alive)
             _draw_singular_values(row[2], alive)
+        elif finite.any():
+            _draw_dnc1(row[0], alive)
+            _draw_singular_values(row[1], alive)
+            _draw_gram(row[2], alive)
     return panels.save(figure, folder / records.FIGURE, dpi=150)
 
 
@@ -82,6 +88,15 @@ def _draw_singular_values(axis: plt.Axes, runs: xarray.Dataset) -> None:
     )
     axis.set_ylim(bottom=0)
     axis.legend(fontsize=8)
+
+
+def _draw_gram(axis: plt.Axes, runs: xarray.Dataset) -> None:
+    """Of the middle layer of the head, of the run of least loss."""
+    loss = (runs.fit + runs.regularisation).values[:, -1]
+    layer = (runs.sizes["layer"] + 1) // 2
+    gram = runs.gram.isel(run=int(np.argmin(loss))).sel(layer=layer).values
+    title = f"$M_{layer}^T M_{layer}$, seed {int(runs.seed[np.argmin(loss)])}"
+    panels.show(axis, gram, title, "class", "class")
 
 
 def _band(axis, x, values, color, label, log=False, marker=None) -> None:

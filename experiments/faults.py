@@ -54,6 +54,7 @@ class Config:
     overwrite: bool = cli.flag(False, "Replace the files of an earlier run in --out.")
 
     def __post_init__(self) -> None:
+        cli.check(self)
         for name in ("kills", "stops", "damages", "others"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must be at least 0, got {getattr(self, name)}.")

@@ -10,11 +10,21 @@ records is listed as such.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, figure3, readme, records, smoothed, studies, theorems
+from experiments import (
+    cli,
+    figure3,
+    network_claims,
+    readme,
+    records,
+    smoothed,
+    studies,
+    theorems,
+)
+from experiments.claims import Claim, table, verdict
 
 PATH = readme.ROOT / "experiments" / "LEDGER.md"
 TABLES: dict[str, tuple[str, ...]] = {
@@ -24,13 +34,14 @@ TABLES: dict[str, tuple[str, ...]] = {
     "theorems": (theorems.LEMMAS, theorems.ORDER, theorems.RATE, theorems.COLUMNS),
     "extremes": (studies.SUMMARY,),
     "smoothed": (smoothed.SMOOTHED,),
+    **dict.fromkeys(network_claims.TRAININGS, (records.RUNS, records.FIGURE)),
+    network_claims.RANKS: (studies.SUMMARY, records.FIGURE),
 }
 # The tables of descent with more than one sample a class, a number of runs in each row.
 DESCENTS = (
     ("figure3", figure3.RANK),
     *((f"figure{number}", studies.SUMMARY) for number in (5, 6, 7, 8)),
 )
-YES, PARTLY, NO = "reproduced", "in part", "not reproduced"
 
 
 def _folder(text: str) -> Any:
@@ -50,43 +61,20 @@ class Config:
     theorems: str = _folder("experiments.theorems")
     extremes: str = _folder("experiments.extremes")
     smoothed: str = _folder("experiments.smoothed")
+    network_digits: str = _folder("experiments.network_training")
+    network_mnist: str = _folder("experiments.network_training --preset=mnist_small")
+    network_cifar10: str = _folder("experiments.network_training --preset=cifar10_small")
+    network_digits_standard: str = _folder("the preset digits_standard")
+    network_mnist_standard: str = _folder("the preset mnist_small_standard")
+    network_cifar10_standard: str = _folder("the preset cifar10_small_standard")
+    network_ranks: str = _folder("experiments.network_ranks")
 
     def __post_init__(self) -> None:
         cli.check(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """One row: where it is, what the paper says, and how to answer from the records."""
-
-    name: str
-    where: str
-    command: str
-    records: str
-    paper: str
-    answer: Callable[[], tuple[str, str]]  # What we found, and the verdict.
-
-
-def _table(folder: str, name: str) -> list[dict[str, Any]]:
-    """A table of the gallery, numbers as floats."""
-
-    def number(text: str) -> Any:
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-    rows = records.read_csv(readme.GALLERY / folder / name)
-    return [{key: number(value) for key, value in row.items()} for row in rows]
-
-
-def _verdict(checks: Iterable[bool]) -> str:
-    results = list(checks)
-    return YES if all(results) else PARTLY if any(results) else NO
-
-
 def _order() -> tuple[str, str]:
-    rows = _table("theorems", theorems.ORDER)
+    rows = table("theorems", theorems.ORDER)
     said = [row for row in rows if row["theorem_says"] == "True"]
     beyond = [row for row in rows if row["theorem_says"] == "False"]
     wins = sorted(int(row["num_classes"]) for row in beyond if row["srg_wins"] == "True")
@@ -97,11 +85,11 @@ def _order() -> tuple[str, str]:
         f"0.49); the largest ratio is {max(row['ratio_max'] for row in said):.4f}. Beyond the "
         f"theorem, at L = 3, SRG also wins for K = {', '.join(map(str, wins)) or 'none'}"
     )
-    return text, _verdict([all(row["srg_wins"] == "True" for row in said)])
+    return text, verdict([all(row["srg_wins"] == "True" for row in said)])
 
 
 def _rate() -> tuple[str, str]:
-    rows = [row for row in _table("theorems", theorems.RATE) if row["depth"] >= 4]
+    rows = [row for row in table("theorems", theorems.RATE) if row["depth"] >= 4]
     by_depth = {
         int(row["depth"]): (row["fitted_1000_3000"], row["stated"])
         for row in rows
@@ -110,22 +98,22 @@ def _rate() -> tuple[str, str]:
     text = "exponent between r = 1000 and 3000 at L_DNC = 0.25, and stated: " + "; ".join(
         f"L = {depth}: {fitted:.4f}, {stated:.4f}" for depth, (fitted, stated) in by_depth.items()
     )
-    return text, _verdict(abs(r["fitted_1000_3000"] - r["stated"]) < 5e-3 for r in rows)
+    return text, verdict(abs(r["fitted_1000_3000"] - r["stated"]) < 5e-3 for r in rows)
 
 
 def _large_l3() -> tuple[str, str]:
-    rows = [row for row in _table("figure3", figure3.RATIO) if row["depth"] == 3]
+    rows = [row for row in table("figure3", figure3.RATIO) if row["depth"] == 3]
     least = min(rows, key=lambda row: row["ratio"])
     text = (
         f"the ratio is least, {least['ratio']:.3f}, at K = {int(least['num_classes'])} and then "
         f"rises to {rows[-1]['ratio']:.4f} at K = {int(rows[-1]['num_classes'])} "
         "(L_DNC held fixed)"
     )
-    return text, _verdict([rows[-1]["ratio"] < 0.9])
+    return text, verdict([rows[-1]["ratio"] < 0.9])
 
 
 def _figure1() -> tuple[str, str]:
-    rows = _table("figure1", studies.SUMMARY)
+    rows = table("figure1", studies.SUMMARY)
     ranks = {
         name: [
             (int(row["rank_before"]), int(row["rank_after"]))
@@ -139,7 +127,7 @@ def _figure1() -> tuple[str, str]:
         for name, pairs in ranks.items()
     )
     expected = {"SRG": [(5, 5), (5, 5), (5, 10)], "DNC": [(10, 10)] * 3}
-    return f"ranks before and after the ReLU of layers 2, 3, 4: {text}", _verdict(
+    return f"ranks before and after the ReLU of layers 2, 3, 4: {text}", verdict(
         [ranks == expected]
     )
 
@@ -158,11 +146,11 @@ def _figure2() -> tuple[str, str]:
         row["srg_found"] > 0,
         row["collapsed"] == row["runs"],
     ]
-    return text, _verdict(checks)
+    return text, verdict(checks)
 
 
 def _figure3_left() -> tuple[str, str]:
-    rows = _table("figure3", figure3.RATIO)
+    rows = table("figure3", figure3.RATIO)
     built = [abs(row["ratio_built"] / row["ratio"] - 1) for row in rows if row["ratio_built"] != ""]
     last = max(row["order"] for row in rows)
     ends = {int(row["depth"]): row["ratio"] for row in rows if row["order"] == last}
@@ -171,29 +159,29 @@ def _figure3_left() -> tuple[str, str]:
     )
     text += f"; built solutions agree to {max(built):.0e} ({len(built)} of them)"
     below = [row["ratio"] < 1 for row in rows if row["num_classes"] >= 10]
-    return text, _verdict([ends[5] < ends[4] < ends[3], all(below), max(built) < 1e-9])
+    return text, verdict([ends[5] < ends[4] < ends[3], all(below), max(built) < 1e-9])
 
 
 def _figure3_middle() -> tuple[str, str]:
-    rows = _table("figure3", figure3.RANK)
+    rows = table("figure3", figure3.RANK)
     text = f"mean rank by decay ({int(rows[0]['runs'])} runs each): " + ", ".join(
         f"{row['weight_decay']:.2g}: {row['rank_mean']:.1f}" for row in rows
     )
     means = [row["rank_mean"] for row in rows]
-    return text, _verdict(b <= a + 0.5 for a, b in itertools.pairwise(means))
+    return text, verdict(b <= a + 0.5 for a, b in itertools.pairwise(means))
 
 
 def _figure3_right() -> tuple[str, str]:
-    rows = _table("figure3", figure3.WIDTH)
+    rows = table("figure3", figure3.WIDTH)
     text = "share at DNC by width, 95 percent interval: " + ", ".join(
         f"{int(row['width'])}: {row['share']:.2f} [{row['share_low']:.2f}, {row['share_high']:.2f}]"
         for row in rows
     )
-    return text, _verdict([rows[-1]["share_low"] > rows[0]["share_high"]])
+    return text, verdict([rows[-1]["share_low"] > rows[0]["share_high"]])
 
 
 def _found(number: int) -> Callable[[], list[dict[str, Any]]]:
-    return lambda: _table(f"figure{number}", studies.SUMMARY)
+    return lambda: table(f"figure{number}", studies.SUMMARY)
 
 
 def _figure5() -> tuple[str, str]:
@@ -207,7 +195,7 @@ def _figure5() -> tuple[str, str]:
         checks.append(row["below_dnc"] > 0)
         if row["num_classes"] == 4:
             checks.append("square(4):" in row["structures"])
-    return "; ".join(parts), _verdict(checks)
+    return "; ".join(parts), verdict(checks)
 
 
 def _figure6() -> tuple[str, str]:
@@ -221,7 +209,7 @@ def _figure6() -> tuple[str, str]:
     )
     changes = [float(change) for change in row["shown_relu_changes"].split()]
     checks = [before[0] == 3, before[-1] > before[0], changes[-2] > 0.1]
-    return text, _verdict(checks)
+    return text, verdict(checks)
 
 
 def _near_srg(number: int) -> Callable[[], tuple[str, str]]:
@@ -232,7 +220,7 @@ def _near_srg(number: int) -> Callable[[], tuple[str, str]]:
             f"best of these (or of all) has loss {row['shown_loss']:.5f} beside SRG's "
             f"{row['srg_loss']:.5f}; least loss of all {row['loss_min']:.5f} ({row['structures']})"
         )
-        return text, _verdict([row["srg_found"] > 0, row["shown_loss"] < row["srg_loss"]])
+        return text, verdict([row["srg_found"] > 0, row["shown_loss"] < row["srg_loss"]])
 
     return answer
 
@@ -241,7 +229,7 @@ def _extremes(claim: str, depths: set[int], classes: set[int]) -> Callable[[], t
     def answer() -> tuple[str, str]:
         rows = [
             row
-            for row in _table("extremes", studies.SUMMARY)
+            for row in table("extremes", studies.SUMMARY)
             if row["depth"] in depths and row["num_classes"] in classes
         ]
         parts, checks = [], []
@@ -258,25 +246,25 @@ def _extremes(claim: str, depths: set[int], classes: set[int]) -> Callable[[], t
         text = "least loss over DNC loss: " + "; ".join(parts)
         if claim == "DNC":
             text += "; the other runs end above DNC, with classes dead or merged"
-        return text, _verdict(checks)
+        return text, verdict(checks)
 
     return answer
 
 
 def _columns() -> tuple[str, str]:
-    rows = _table("theorems", theorems.COLUMNS)
+    rows = table("theorems", theorems.COLUMNS)
     text = "largest change of the loss: " + "; ".join(
         f"{row['largest_change']:.2e} ({int(row['number'])} models, {row['models']})"
         for row in rows
     )
-    return text, _verdict(row["largest_change"] <= 0 for row in rows)
+    return text, verdict(row["largest_change"] <= 0 for row in rows)
 
 
 def _collapsed() -> tuple[str, str]:
     rows = [("figure2_top", studies.summarise(records.read_runs(readme.FIGURE2), 4))]
     for folder, name in DESCENTS:
         if (readme.GALLERY / folder / name).exists():
-            rows += [(folder, row) for row in _table(folder, name)]
+            rows += [(folder, row) for row in table(folder, name)]
     alive, collapsed = collections.Counter[str](), collections.Counter[str]()
     for folder, row in rows:
         alive[folder] += int(row["runs"] - row["diverged"])
@@ -290,26 +278,26 @@ def _collapsed() -> tuple[str, str]:
         "; in the others (looked at in figures 5, 7 and 8) not all of a class is at one place: one "
         "to four of its samples are at smaller or zero features, or the class is in two halves"
     )
-    return text, _verdict([collapsed == alive, collapsed.total() > 0])
+    return text, verdict([collapsed == alive, collapsed.total() > 0])
 
 
 def _smoothed() -> tuple[str, str]:
-    rows = _table("smoothed", smoothed.SMOOTHED)
+    rows = table("smoothed", smoothed.SMOOTHED)
     text = "epsilon: distance at the least loss found, bound: " + "; ".join(
         f"{row['epsilon']:.0e}: {row['distance_at_best_max']:.1e}, {row['bound']:.1e}"
         for row in rows
     )
-    return text, _verdict(row["distance_at_best_max"] <= row["bound"] for row in rows)
+    return text, verdict(row["distance_at_best_max"] <= row["bound"] for row in rows)
 
 
 def _lemmas() -> tuple[str, str]:
-    rows = [r for r in _table("theorems", theorems.LEMMAS) if "printed" not in r["statement"]]
+    rows = [r for r in table("theorems", theorems.LEMMAS) if "printed" not in r["statement"]]
     worst = max(row["largest_relative_error"] for row in rows)
-    return f"formulas and matrices agree to {worst:.0e}, r = 4 to 12", _verdict([worst < 1e-10])
+    return f"formulas and matrices agree to {worst:.0e}, r = 4 to 12", verdict([worst < 1e-10])
 
 
 def _errata() -> tuple[str, str]:
-    rows = [r for r in _table("theorems", theorems.LEMMAS) if "printed" in r["statement"]]
+    rows = [r for r in table("theorems", theorems.LEMMAS) if "printed" in r["statement"]]
     text = "relative error of the printed formulas: " + "; ".join(
         f"{row['statement']}: {row['largest_relative_error']:.2g}" for row in rows
     )
@@ -479,6 +467,7 @@ CLAIMS = (
     ),
     Claim("Lemmas 12 to 18", "Appendix A.1", "theorems", "theorems", "closed forms", _lemmas),
     Claim("Errata", "Appendix A.1, Section 6", "theorems", "theorems", "as printed", _errata),
+    *network_claims.CLAIMS,
 )
 
 
@@ -486,6 +475,8 @@ def _settings(folder: str) -> tuple[str, str]:
     """In what setting the records were made, and what the paper leaves open of it."""
     path = readme.GALLERY / folder
     config = records.read_config(path)
+    if folder.startswith("network"):
+        return network_claims.settings(config)
     start = "initialisation: W_l orthogonal, H_1 ~ N(0, 1)"
     if folder == "figure1":
         return f"K = 10, L = {config['depth']}, built", "-"
@@ -505,7 +496,7 @@ def _settings(folder: str) -> tuple[str, str]:
             f"n, decay, widths and rate; {start}",
         )
     if folder.startswith("figure"):
-        rows = _table(folder, studies.SUMMARY)
+        rows = table(folder, studies.SUMMARY)
         return (
             "; ".join(
                 f"K = {int(row['num_classes'])}: {int(row['runs'])} runs, width "
@@ -543,7 +534,7 @@ def _settings(folder: str) -> tuple[str, str]:
 def render() -> str:
     """LEDGER.md from the gallery."""
     lines = [
-        "# Ledger: the paper's claims about the DUFM, and what we found",
+        "# Ledger: the paper's claims, and what we found",
         "",
         "Written by `python -m experiments.ledger` from the records in `experiments/gallery`.",
         "",
@@ -566,7 +557,7 @@ def render() -> str:
         "| records | setting | left open by the paper | date | commit | jax | device |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for folder in sorted({claim.records for claim in CLAIMS}):
+    for folder in sorted({"figure2_top", *TABLES}):
         path = readme.GALLERY / folder
         if (path / records.CONFIG).exists():
             config = records.read_config(path)

@@ -50,7 +50,7 @@ import tqdm
 
 from dufm_jax import sweep
 from dufm_jax.networks import classifier, resnet, runs, training
-from experiments import benchmark, benchmark_figure, cli, records
+from experiments import benchmark, benchmark_figure, cli, network_training, records
 
 NUM_CLASSES = 10
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar": (32, 32, 3)}
@@ -82,7 +82,8 @@ class Config:
     overwrite: bool = cli.flag(False, "Replace the files of an earlier benchmark in --out.")
 
     def __post_init__(self) -> None:
-        for name in ("num_seeds", "repeats"):
+        cli.check(self)
+        for name in ("num_samples", "num_seeds", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         for name in ("features_decay", "budget"):
@@ -90,10 +91,15 @@ class Config:
                 raise ValueError(
                     f"--{name} must be positive and finite, got {getattr(self, name)}."
                 )
-        if self.depth < 2 or self.width < 1:
+        if not 2 <= self.depth <= network_training.DEEPEST or self.width < 1:
             raise ValueError(
-                "--depth must be at least 2 and --width positive, got "
+                f"--depth must be from 2 to {network_training.DEEPEST} and --width positive, got "
                 f"{self.depth} and {self.width}."
+            )
+        if not 2 <= self.batch_size <= self.num_samples:
+            raise ValueError(
+                f"--batch_size must be from 2 to --num_samples={self.num_samples}, got "
+                f"{self.batch_size}."
             )
         _ = self.recipe, self.strengths(1)  # Their constructors check the rest.
 

@@ -60,6 +60,10 @@ class Config:
     fitted: float = cli.flag(0.99, "Runs with a lower accuracy are left out of the means.")
 
     def __post_init__(self) -> None:
+        cli.check(self)
+        for name in ("num_epochs", "standard_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.fitted <= 1:
             raise ValueError(f"--fitted must be from 0 to 1, got {self.fitted}.")
         studies.check(self.trainings.values())

@@ -11,6 +11,7 @@ import dataclasses
 import re
 import shutil
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 from experiments import benchmark_figure, cli, records, studies
@@ -20,6 +21,8 @@ GALLERY = ROOT / "experiments" / "gallery"
 FIGURE2 = GALLERY / "figure2_top"
 INITIALISATION = GALLERY / "initialisation"
 BENCHMARK = GALLERY / "benchmark"
+NETWORK_BENCHMARK = GALLERY / "network_benchmark"
+FAULTS = GALLERY / "faults"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Config:
     figure2: str = cli.flag("", "Folder of a run of experiments.dufm_training with no flags.")
     initialisation: str = cli.flag("", "Folder of a run of experiments.initialisation.")
     benchmark: str = cli.flag("", "Folder of a run of experiments.benchmark with no flags.")
+
+    network_benchmark: str = cli.flag("", "Folder of a run of experiments.network_benchmark.")
+    faults: str = cli.flag("", "Folder of a run of experiments.faults.")
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -50,7 +56,10 @@ def render(text: str) -> str:
         "figure2": figure2(),
         "initialisation": initialisation_table(),
         "benchmark": benchmark_table(),
-        "gallery": gallery(),
+        "gallery": gallery(PICTURES),
+        "networks": gallery(NETWORKS),
+        "network_benchmark": network_benchmark(),
+        "faults": faults(),
     }
     for name, block in blocks.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -109,16 +118,65 @@ PICTURES = {
     "figure7": "Figure 7: close to SRG but of lower loss, K = 6",
     "figure8": "Figure 8: the run of least loss for K = 15",
 }
+NETWORKS = {
+    "network_digits": "Figure 2, bottom, on the digits: ResNet20 and a 4-layer head, DUFM-like "
+    "regularisation",
+    "network_mnist": "The same on 500 images of MNIST: two runs, one of which ended at zero",
+    "network_cifar10": "The same on 500 images of CIFAR-10",
+    "network_digits_standard": "Figure 4 on the digits: a 5-layer head, standard regularisation",
+    "network_mnist_standard": "The same on 500 images of MNIST",
+    "network_cifar10_standard": "The same on 500 images of CIFAR-10",
+    "network_ranks": "Figures 9 and 10 on the digits: rank over weight decay and learning rate; "
+    "below, how many runs fit",
+}
 
 
-def gallery() -> str:
-    """The pictures of figures other than Figure 2 that have been collected by the ledger."""
+def gallery(pictures: Mapping[str, str]) -> str:
+    """Those pictures that have been collected by the ledger, by folder, with their captions."""
     parts = []
-    for name, caption in PICTURES.items():
+    for name, caption in pictures.items():
         path = GALLERY / name / records.FIGURE
         if path.exists():
             parts.append(f"**{caption}**\n\n![{caption}]({path.relative_to(ROOT)})")
     return "\n\n".join(parts)
+
+
+def network_benchmark() -> str:
+    """The table of `experiments.network_benchmark`, where it is in the gallery."""
+    if not (NETWORK_BENCHMARK / benchmark_figure.METHODS).exists():
+        return "No records yet."
+    config = records.read_config(NETWORK_BENCHMARK)
+    lines = [
+        f"Batches of {config['batch_size']} images on {config['num_devices']} x "
+        f"{config['devices'][0]}, {config['date']}, jax {config['versions']['jax']}, PyTorch "
+        f"{config['torch']}; the ratio is the fastest PyTorch row's time over a row's own, median "
+        "and range over the turns.",
+        "",
+        "| images | seeds | | threads or cores | seconds an epoch and seed | times as fast | "
+        "of peak |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in records.read_csv(NETWORK_BENCHMARK / benchmark_figure.METHODS):
+        lines.append(
+            f"| {row['images']} | {row['seeds']} | {row['method']} | {row['threads']} "
+            f"| {float(row['seconds_median']):.3f} | {float(row['ratio']):.2f} "
+            f"({float(row['ratio_min']):.2f} to {float(row['ratio_max']):.2f}) "
+            f"| {float(row['share_of_peak']):.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def faults() -> str:
+    """The table of `experiments.faults`, where it is in the gallery."""
+    if not (FAULTS / "faults.csv").exists():
+        return "No records yet."
+    lines = ["| fault | times | good |", "| --- | ---: | ---: |"]
+    for row in records.read_csv(FAULTS / "faults.csv"):
+        left_out = f" ({row['left_out']})" if row["left_out"] else ""
+        lines.append(f"| {row['fault']}{left_out} | {row['times']} | {row['good']} |")
+    config = records.read_config(FAULTS)
+    total = f"{config['date']}, {config['num_devices']} x {config['devices'][0]}."
+    return "\n".join([*lines, "", total])
 
 
 def initialisation_table() -> str:
@@ -211,6 +269,11 @@ def main(config: Config) -> None:
     if config.benchmark:
         names = records.CONFIG, benchmark_figure.METHODS, benchmark_figure.SCALING, records.FIGURE
         collect(Path(config.benchmark), BENCHMARK, names)
+    if config.network_benchmark:
+        source = Path(config.network_benchmark)
+        collect(source, NETWORK_BENCHMARK, (records.CONFIG, benchmark_figure.METHODS))
+    if config.faults:
+        collect(Path(config.faults), FAULTS, (records.CONFIG, "faults.csv"))
     path = ROOT / "README.md"
     path.write_text(render(path.read_text()))
     print(f"Wrote {path.name}.")

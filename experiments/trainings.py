@@ -220,7 +220,7 @@ def carry_out(
             flags = processes.agree([current.ended, bool(signals), due])
             ended, stopped = flags[:, 0].all(), flags[:, 1].any()
             if ended or stopped or flags[0, 2]:  # The clock of the first process counts.
-                checkpoints.save(_content(current, ended, len(lines)))
+                checkpoints.save(_content(current, bool(ended), len(lines)))
                 saved_at = time.perf_counter()
             _show(bar, current)
             if ended:
@@ -231,8 +231,13 @@ def carry_out(
 
 
 def _content(current: Round, ended: bool, num_lines: int) -> _Saved:
-    columns = (np.full(len(current.loss), value) for value in (current.done, ended, num_lines))
-    return _Saved(*columns, current.state)
+    count = len(current.loss)
+    return _Saved(
+        done=np.full(count, current.done),
+        ended=np.full(count, ended),
+        num_lines=np.full(count, num_lines),
+        state=current.state,
+    )
 
 
 def _record(folder: Path, current: Round, num_runs: int, seconds: float) -> list[dict[str, Any]]:

@@ -417,7 +417,9 @@ def finished():
             distribution="normal",
         )
         dufm_training.run(config)
-        return config, {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        return config, {
+            path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()
+        }
 
 
 def cut(content):

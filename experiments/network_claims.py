@@ -1,0 +1,188 @@
+"""The rows of the ledger about ResNet20 with an MLP head: Figures 2 (bottom), 4, 9 and 10."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from experiments import readme, records, studies
+from experiments.claims import Claim, table, verdict
+
+DUFM = ("network_digits", "network_mnist", "network_cifar10")
+STANDARD = tuple(f"{name}_standard" for name in DUFM)
+TRAININGS = (*DUFM, *STANDARD)
+RANKS = "network_ranks"
+_FITTED = 0.99  # Of accuracy: runs below it have merged classes or no features.
+
+
+def _runs(names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of runs.csv of the trainings that are in the gallery."""
+    return {
+        name: table(name, records.RUNS)
+        for name in names
+        if (readme.GALLERY / name / records.RUNS).exists()
+    }
+
+
+def _layers(row: dict[str, Any], name: str) -> list[Any]:
+    """A measure of the layers of a run, from the first that has it on."""
+    found = [(column.rpartition("_"), value) for column, value in row.items()]
+    return [value for (stem, _, layer), value in found if stem == name and layer.isdigit()]
+
+
+def _ranks(row: dict[str, Any], name: str) -> str:
+    return " ".join(f"{rank:.0f}" for rank in _layers(row, name))
+
+
+def _dnc1(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """The largest DNC1 of H_1, and of the layers behind it."""
+    values = [_layers(row, "dnc1") for row in rows]
+    return max(one[0] for one in values), max(max(one[1:]) for one in values)
+
+
+def _images(name: str) -> str:
+    return name.removeprefix("network_").removesuffix("_standard")
+
+
+def _figure2_bottom() -> tuple[str, str]:
+    parts, checks = [], []
+    for name, rows in _runs(DUFM).items():
+        fitted = [row for row in rows if row["accuracy"] != "" and row["accuracy"] >= _FITTED]
+        below = [row for row in rows if row["below_dnc"] == "True"]
+        text = f"{_images(name)}: {len(fitted)} of {len(rows)} runs fit, {len(below)} below DNC"
+        if fitted:
+            first, behind = _dnc1(fitted)
+            losses = [row["loss"] for row in fitted]
+            text += (
+                f"; of those that fit: loss {min(losses):.4f} to {max(losses):.4f} (DNC "
+                f"{fitted[0]['dnc_loss']:.4f}, SRG {fitted[0]['srg_loss']:.4f}), ranks before the "
+                f"ReLU {', '.join(_ranks(row, 'rank_before') for row in fitted)}, DNC1 up to "
+                f"{first:.0e} in H_1 and {behind:.0e} behind it, SRG found by "
+                f"{sum(str(row['structure']).startswith('triangular') for row in fitted)}"
+            )
+            before = [_layers(row, "rank_before") for row in fitted]
+            checks += [
+                behind < 1e-2,
+                all(len(set(ranks)) == 1 and 5 <= ranks[0] <= 6 for ranks in before),
+                any(str(row["structure"]).startswith("triangular") for row in fitted),
+            ]
+        checks.append(len(below) == len(rows))
+        parts.append(text)
+    return "; ".join(parts), verdict(checks)
+
+
+def _figure4() -> tuple[str, str]:
+    parts, checks = [], []
+    for name, rows in _runs(STANDARD).items():
+        fitted = [row for row in rows if row["accuracy"] != "" and row["accuracy"] >= _FITTED]
+        text = f"{_images(name)}: {len(fitted)} of {len(rows)} runs fit"
+        if fitted:
+            after = [_layers(row, "rank") for row in fitted]
+            first, behind = _dnc1(fitted)
+            text += (
+                f"; ranks of layers 1 to {len(after[0])} "
+                f"{', '.join(_ranks(row, 'rank') for row in fitted)}, DNC1 up to "
+                f"{max(first, behind):.0e}, SRG found by "
+                f"{sum(str(row['structure']).startswith('triangular') for row in fitted)}"
+            )
+            checks += [
+                all(ranks[2] < 10 for ranks in after),
+                all(min(ranks[1:3]) <= min(ranks[0], *ranks[3:]) for ranks in after),
+                max(first, behind) < 1e-2,
+            ]
+        parts.append(text)
+    return "; ".join(parts), verdict(checks)
+
+
+def _over(part: str, strict: bool) -> Callable[[], tuple[str, str]]:
+    """Whether the rank falls along a sweep: at every step, to half a rank, or from end to end."""
+
+    def answer() -> tuple[str, str]:
+        rows = [row for row in table(RANKS, studies.SUMMARY) if row["part"] == part]
+        known = [row for row in rows if row["rank_mean"] != ""]
+        text = f"mean rank, and before the ReLU, L = {int(rows[0]['depth'])}: " + ", ".join(
+            f"{row['value']:.2g}: "
+            + (
+                f"{row['rank_mean']:.1f}, {row['rank_before_mean']:.1f}"
+                if row["rank_mean"] != ""
+                else "-"
+            )
+            + f" ({int(row['fitted'])} of {int(row['runs'])} fit)"
+            for row in rows
+        )
+        checks = []
+        for name in ("rank_mean", "rank_before_mean"):
+            means = [row[name] for row in known]
+            checks.append(means[-1] < means[0])
+            if strict:
+                checks.append(all(b <= a + 0.5 for a, b in itertools.pairwise(means)))
+        return text, verdict(checks)
+
+    return answer
+
+
+CLAIMS = (
+    Claim(
+        "Figure 2, bottom",
+        "Section 6.2",
+        "network_training",
+        "network_digits",
+        "ResNet20, CIFAR-10: all runs below DNC; DNC1; ranks 5 to 6, equal over layers; SRG found",
+        _figure2_bottom,
+    ),
+    Claim(
+        "Figure 4",
+        "Section 6.3",
+        "network_training --preset=digits_standard",
+        "network_digits_standard",
+        "standard regularisation, L = 5: rank of layer 3 is 8 to 9 (CIFAR-10), 5 to 7 (MNIST), "
+        "least in the middle; DNC1; SRG on MNIST",
+        _figure4,
+    ),
+    Claim(
+        "Figure 9, left",
+        "Appendix B.2",
+        "network_ranks",
+        RANKS,
+        "the rank falls with the weight decay (CIFAR-10)",
+        _over("decay", strict=True),
+    ),
+    Claim(
+        "Figure 9, right",
+        "Appendix B.2",
+        "network_ranks",
+        RANKS,
+        "the rank falls with the learning rate, less clearly (CIFAR-10)",
+        _over("rate", strict=False),
+    ),
+    Claim(
+        "Figure 10",
+        "Appendix B.3",
+        "network_ranks",
+        RANKS,
+        "the rank falls with the weight decay, standard regularisation (MNIST)",
+        _over("standard", strict=True),
+    ),
+)
+
+
+def settings(config: dict[str, Any]) -> tuple[str, str]:
+    """In what setting the records were made, and what the paper leaves open of it."""
+    left_open = "batch size, momentum, schedule, epochs, initialisation"
+    images = f"{config['dataset']}, n = {config['samples_per_class']}"
+    if config.get("notice"):
+        images += f" ({config['notice'].rstrip('.')})"
+    if "decay_seeds" in config:
+        return (
+            f"{images}, batch {config['batch_size']}; {config['decay_seeds']}, "
+            f"{config['rate_seeds']} and {config['standard_seeds']} runs a point, "
+            f"{config['num_epochs']} and {config['standard_epochs']} epochs, rank tolerance 1e-2",
+            f"{left_open}, lambda_{{H_1}}",
+        )
+    return (
+        f"{images}, L = {config['depth']}, width {config['width']}, {config['num_seeds']} runs, "
+        f"decay {config['weight_decay'][0]:g}, rate {config['learning_rate'][0]:g} after "
+        f"{config['warmup_epochs']} epochs of warm-up, {config['schedule']}, batch "
+        f"{config['batch_size']}, momentum {config['momentum']:g}, {config['num_epochs']} epochs, "
+        f"rank tolerance {config['rank_tolerance']:g}",
+        left_open,
+    )
