@@ -25,6 +25,7 @@ CONFIG, METRICS, RUNS, RESULTS, FIGURE = (
     "figure.png",
 )
 _AGAIN = "run again what writes it, in a new folder"
+_PARTIAL = ".partial"
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "scipy")
 
 
@@ -61,7 +62,8 @@ def claim(out: str, overwrite: bool) -> Path:
       ValueError: if it holds something already and must not be overwritten, or is not writable.
     """
     folder = open_folder(out)
-    present = sorted(entry.name for entry in folder.iterdir())
+    # What a kill in the middle of `replacing` left is nothing.
+    present = sorted(entry.name for entry in folder.iterdir() if entry.suffix != _PARTIAL)
     if present and not overwrite:
         raise ValueError(
             f"--out={out} already holds {present[0]}; pass --overwrite or name another folder."
@@ -210,7 +212,7 @@ def _damaged(path: Path) -> str:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which then takes the place of `path`, or is gone if that fails."""
-    temporary = path.with_suffix(".partial")
+    temporary = path.with_suffix(_PARTIAL)
     try:
         yield temporary
         os.replace(temporary, path)

@@ -38,8 +38,8 @@ class Interrupted(Exception):  # noqa: N818 - no error of the program
 
     def __init__(self, number: int, folder: Path):
         super().__init__(
-            f"stopped by {signal.Signals(number).name}; what is done is in {folder}, go on with "
-            "the same flags and --resume."
+            f"stopped by {signal.Signals(number).name}; what is done is in {folder}; go on with "
+            "the same flags, and --resume where the command has it."
         )
         self.status = 128 + number
 
