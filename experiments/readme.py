@@ -121,7 +121,7 @@ PICTURES = {
 NETWORKS = {
     "network_digits": "Figure 2, bottom, on the digits: ResNet20 and a 4-layer head, DUFM-like "
     "regularisation",
-    "network_mnist": "The same on 500 images of MNIST; one of two runs ended at zero and is left out",
+    "network_mnist": "The same on 500 images of MNIST; one of two runs, at zero, is left out",
     "network_cifar10": "The same on 500 images of CIFAR-10",
     "network_digits_standard": "Figure 4 on the digits: a 5-layer head, standard regularisation",
     "network_mnist_standard": "The same on 500 images of MNIST",
