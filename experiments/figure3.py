@@ -67,7 +67,7 @@ class Config:
             )
         if not self.ratio_decay > 0:
             raise ValueError(f"--ratio_decay must be positive, got {self.ratio_decay}.")
-        studies.check_widths(self.widths)
+        studies.whole("widths", self.widths)
         for name in ("rank_samples", "width_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
@@ -192,18 +192,10 @@ def dnc_shares(config: Config) -> list[dict[str, Any]]:
     rows = []
     for training in config.width_trainings:
         row = studies.summarise(studies.train(training), training.depth)
-        low, high = wilson(row["dnc_found"], row["runs"])
+        low, high = studies.wilson(row["dnc_found"], row["runs"])
         share = {"share": row["dnc_found"] / row["runs"], "share_low": low, "share_high": high}
         rows.append({"width": training.width, **share, **row})
     return rows
-
-
-def wilson(hits: int, trials: int) -> tuple[float, float]:
-    """The 95 percent interval of a probability, by Wilson (1927)."""
-    z = 1.959964
-    centre = (hits + z**2 / 2) / (trials + z**2)
-    half = z / (trials + z**2) * math.sqrt(hits * (trials - hits) / trials + z**2 / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def draw(folder: Path) -> Path:

@@ -16,18 +16,15 @@ COLLAPSED = 1e-4  # A run whose DNC1 is below this in every layer counts as coll
 
 def check(trainings: Iterable[Any]) -> None:
     """Raises a ValueError if a folder holds the finished runs of other settings."""
-    for training in trainings:
-        folder = Path(training.out)
-        if records.holds(folder, records.RUNS):
-            different = records.difference(folder, training.settings)
-            if different:
-                raise ValueError(f"{folder} holds runs with {different}; name another --out.")
+    for training in filter(is_finished, trainings):
+        different = records.difference(Path(training.out), training.settings)
+        if different:
+            raise ValueError(f"{training.out} holds runs with {different}; name another --out.")
 
 
-def check_widths(widths: Sequence[float]) -> None:
-    """Raises a ValueError unless these numbers, of --widths, are whole and positive."""
-    if any(width != int(width) or width < 1 for width in widths):
-        raise ValueError(f"--widths must be whole and positive, got {list(widths)}.")
+def is_finished(training: Any) -> bool:
+    """Whether its folder holds finished runs, be it of other settings."""
+    return records.holds(training.out, records.RUNS)
 
 
 def train(training: Any, run: Callable[[Any], Any] = dufm_training.run) -> list[dict[str, str]]:
@@ -37,10 +34,20 @@ def train(training: Any, run: Callable[[Any], Any] = dufm_training.run) -> list[
       training: The Config of `experiments.dufm_training` or `experiments.network_training`.
       run: That module's `run`.
     """
-    folder = Path(training.out)
-    if not (folder / records.RUNS).exists():
+    if not is_finished(training):
         run(dataclasses.replace(training, resume=True))
-    return records.read_runs(folder)
+    return records.read_runs(Path(training.out))
+
+
+def whole(name: str, values: Sequence[float]) -> tuple[int, ...]:
+    """The values of a flag as integers, which they must be, and positive.
+
+    Raises:
+      ValueError: if one is not.
+    """
+    if not all(float(value).is_integer() and value >= 1 for value in values):
+        raise ValueError(f"--{name} must be whole and positive, got {list(values)}.")
+    return tuple(map(int, values))
 
 
 def ended(runs: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
@@ -59,6 +66,16 @@ def is_dnc(row: Mapping[str, str], depth: int) -> bool:
     """Whether the class means of all layers 2, ..., L are orthogonal frames."""
     names = [row[f"structure_{layer}"] for layer in range(2, depth + 1)]
     return all(name.startswith("DNC(") and "+" not in name for name in names)
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float]:
+    """The 95 percent interval of a probability, by Wilson (1927); NaN without a trial."""
+    if trials == 0:
+        return math.nan, math.nan
+    z = 1.959964
+    centre = (hits + z**2 / 2) / (trials + z**2)
+    half = z / (trials + z**2) * math.sqrt(hits * (trials - hits) / trials + z**2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def counts(values: Iterable[Any]) -> str:

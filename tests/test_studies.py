@@ -71,7 +71,7 @@ def test_figure3(tmp_path):
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 10), (3, 10), (10, 10), (150, 400)])
 def test_wilson_holds_the_share_and_solves_its_equation(hits, trials):
-    low, high = figure3.wilson(hits, trials)
+    low, high = studies.wilson(hits, trials)
     share = hits / trials
     assert 0 <= low <= share <= high <= 1
     for end in {low, high} - {0.0, 1.0}:
