@@ -78,6 +78,7 @@ class Config:
     num_steps: int = cli.flag(50_000, "Updates of each run; fewer where it has converged.")
 
     def __post_init__(self) -> None:
+        cli.check(self)
         for name, values in self.axes.items():
             if len(set(values)) < max(1, len(values)):
                 raise ValueError(f"--{name} must be one or more distinct numbers, got {values}.")
@@ -112,7 +113,6 @@ class Config:
                 record_every=max(1, self.num_steps // 100),  # Curves would fill the disk.
                 reduce=self.samples_per_class > 1,  # Else it compiles more, to compute the same.
                 stop_when_converged=True,
-                overwrite=True,  # Of what an interrupted command left.
             )
             for classes in axes["num_classes"]
             for depth in axes["depths"]

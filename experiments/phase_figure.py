@@ -21,7 +21,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.ticker import PercentFormatter
 
-from experiments import cli, records, studies
+from experiments import cli, panels, records, studies
 
 RATES = "learning_rates.png"
 # Statistic, what the colours are and their map.
@@ -52,8 +52,7 @@ def draw(folder: Path, learning_rate: float = 0) -> list[Path]:
     paths = [folder / records.FIGURE, folder / RATES]
     figures = heat_maps(arrays, rate), lines(arrays)
     for path, figure in zip(paths, figures, strict=True):
-        figure.savefig(path, dpi=130)
-        plt.close(figure)
+        panels.save(figure, path, dpi=130)
     return paths
 
 
@@ -222,7 +221,8 @@ class Config:
     learning_rate: float = cli.flag(0.0, "Of the heat maps; 0 for the smallest.")
 
     def __post_init__(self) -> None:
-        if not (Path(self.run) / records.RESULTS).exists():
+        cli.check(self)
+        if not records.holds(self.run, records.RESULTS):
             raise ValueError(f"--run={self.run} is no finished run: it holds no {records.RESULTS}.")
 
 

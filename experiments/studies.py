@@ -27,15 +27,15 @@ def is_finished(training: Any) -> bool:
     return records.holds(training.out, records.RUNS)
 
 
-def train(training: Any, run: Callable[[Any], Any] = dufm_training.run) -> list[dict[str, str]]:
+def train(training: Any, run: Callable[[Any], Any] | None = None) -> list[dict[str, str]]:
     """The rows of runs.csv, of finished runs where the folder holds them; else goes on with them.
 
     Args:
       training: The Config of `experiments.dufm_training` or `experiments.network_training`.
-      run: That module's `run`.
+      run: That module's `run`; by default that of the former.
     """
     if not is_finished(training):
-        run(dataclasses.replace(training, resume=True))
+        (run or dufm_training.run)(dataclasses.replace(training, resume=True))
     return records.read_runs(Path(training.out))
 
 

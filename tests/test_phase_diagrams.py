@@ -154,7 +154,6 @@ def test_an_interrupted_command_goes_on(folder, tmp_path, monkeypatch):
     def stop_at_the_second(training):
         if trained:
             records.claim(training.out, True)
-            (Path(training.out) / records.CONFIG).write_text("{")
             raise KeyboardInterrupt
         trained.append(training.out)
         run(training)
@@ -205,7 +204,7 @@ def test_heat_maps_show_the_arrays(folder):
     ("flags", "words"),
     [
         ({"num_classes": (6.5,)}, "--num_classes must be whole"),
-        ({"depths": ()}, "--depths must be one or more distinct"),
+        ({"depths": ()}, "--depths needs at least one value"),
         ({"widths": (10, 10, 20)}, "--widths must be one or more distinct"),
         ({"widths": (6,)}, "at least K=10"),
         ({"depths": (1,)}, "depth"),
