@@ -2,7 +2,6 @@
 
 import csv
 import math
-from pathlib import Path
 
 import cases
 import matplotlib.pyplot as plt
