@@ -44,7 +44,7 @@ def draw(folder: Path) -> Path:
         if (finite & ~shown).any():
             title += f" ({(finite & ~shown).sum()} did not fit)"
         row[1].set_title(title, fontsize=10)
-        if finite.any() and np.isfinite(alive.dnc_loss).any():
+        if finite.any() and (np.isfinite(alive.dnc_loss).any() or "gram" not in alive):
             _draw_loss(row[0], alive)
             _draw_dnc1(row[1], alive)
             _draw_singular_values(row[2], alive)

@@ -178,9 +178,10 @@ def settings(config: dict[str, Any]) -> tuple[str, str]:
             f"{config['num_epochs']} and {config['standard_epochs']} epochs, rank tolerance 1e-2",
             f"{left_open}, lambda_{{H_1}}",
         )
+    rates = " and ".join(f"{rate:g}" for rate in config["learning_rate"])
     return (
-        f"{images}, L = {config['depth']}, width {config['width']}, {config['num_seeds']} runs, "
-        f"decay {config['weight_decay'][0]:g}, rate {config['learning_rate'][0]:g} after "
+        f"{images}, L = {config['depth']}, width {config['width']}, {config['num_seeds']} runs a "
+        f"rate, decay {config['weight_decay'][0]:g}, rate {rates} after "
         f"{config['warmup_epochs']} epochs of warm-up, {config['schedule']}, batch "
         f"{config['batch_size']}, momentum {config['momentum']:g}, {config['num_epochs']} epochs, "
         f"rank tolerance {config['rank_tolerance']:g}",
