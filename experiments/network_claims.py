@@ -51,9 +51,9 @@ def _figure2_bottom() -> tuple[str, str]:
         text = f"{_images(name)}: {len(fitted)} of {len(rows)} runs fit, {len(below)} below DNC"
         if fitted:
             first, behind = _dnc1(fitted)
-            losses = [row["loss"] for row in fitted]
+            reached = [row["loss"] for row in fitted]
             text += (
-                f"; of those that fit: loss {min(losses):.4f} to {max(losses):.4f} (DNC "
+                f"; of those that fit: loss {min(reached):.4f} to {max(reached):.4f} (DNC "
                 f"{fitted[0]['dnc_loss']:.4f}, SRG {fitted[0]['srg_loss']:.4f}), ranks before the "
                 f"ReLU {', '.join(_ranks(row, 'rank_before') for row in fitted)}, DNC1 up to "
                 f"{first:.0e} in H_1 and {behind:.0e} behind it, SRG found by "
@@ -65,6 +65,13 @@ def _figure2_bottom() -> tuple[str, str]:
                 all(len(set(ranks)) == 1 and 5 <= ranks[0] <= 6 for ranks in before),
                 any(str(row["structure"]).startswith("triangular") for row in fitted),
             ]
+        others = [row for row in rows if row not in fitted and row["accuracy"] != ""]
+        if others:
+            accuracies, losses = (
+                ", ".join(f"{row[name]:.{digits}f}" for row in others)
+                for name, digits in (("accuracy", 2), ("loss", 4))
+            )
+            text += f"; the others: accuracy {accuracies}, loss {losses}, classes merged"
         checks.append(len(below) == len(rows))
         parts.append(text)
     return "; ".join(parts), verdict(checks)
