@@ -107,7 +107,7 @@ def launch(
             _join(**{name: holder.value for name, holder in place.items()})
             main(settings)
         except (ValueError, OSError) as error:
-            raise SystemExit(f"error: {error}") from error
+            raise SystemExit(f"error: {str(error).rstrip('.')}.") from error
         except trainings.Interrupted as interruption:
             print(interruption, file=sys.stderr)
             raise SystemExit(interruption.status) from interruption
