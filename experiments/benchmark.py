@@ -56,9 +56,7 @@ class Config:
 
     def __post_init__(self) -> None:
         cli.check(self)
-        for name in ("num_steps", "baseline_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        cli.check_least(self, 1, "num_steps", "baseline_steps")
         _ = self.problem, self.grid  # Their constructors check the sizes, decay and rate.
 
     @property
@@ -295,8 +293,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     """Times everything and writes the records; returns the rows of methods.csv."""
     jax.config.update("jax_enable_compilation_cache", False)  # Compilation is timed as well.
     folder = records.claim(config.out, config.overwrite)
-    settings = dataclasses.asdict(config)
-    del settings["out"], settings["overwrite"]
+    settings = cli.settings(config)
     settings["torch"] = importlib.metadata.version("torch") if has_torch() else None
     records.write_json(folder / records.CONFIG, settings | records.environment())
     rows = list(methods(config))

@@ -19,6 +19,8 @@ from absl import logging as absl_logging
 from experiments import trainings
 
 _HEARTBEAT_SECONDS = 30  # Without one, a process counts as dead, and the others end.
+# Flags of where files are, how a command goes on and what it may use at once.
+_BESIDE = {"out", "data_dir", "overwrite", "resume", "checkpoint_seconds", "runs_per_device"}
 _NO_TEXT = {"Cc", "Cs", "Zl", "Zp"}  # Control characters, surrogates, line and paragraph ends.
 
 
@@ -59,6 +61,23 @@ def check(config: Any) -> None:
                 raise ValueError(f"--{name} must be between -2**31 and 2**31, got {entry}.")
             if not math.isfinite(entry):
                 raise ValueError(f"--{name} must be finite, got {entry}.")
+
+
+def check_least(config: Any, least: int, *names: str) -> None:
+    """Raises a ValueError if one of these flags is below `least`."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(config, name)}.")
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """What decides the results, as config.json records it: all flags but _BESIDE."""
+    values = {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in _BESIDE
+    }
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
 
 
 def launch(

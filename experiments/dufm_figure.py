@@ -21,7 +21,7 @@ from matplotlib.ticker import NullFormatter
 
 from experiments import cli, panels, records
 
-_FITTED = 0.99  # Of accuracy.
+FITTED = 0.99  # Of accuracy: networks below it have merged classes or no features.
 
 
 def draw(folder: Path) -> Path:
@@ -35,7 +35,7 @@ def draw(folder: Path) -> Path:
     for row, group in zip(axes, groups, strict=True):
         runs = arrays.isel(run=(settings == group).all(axis=1))
         finite = np.isfinite(runs.fit.values[:, -1])
-        unfit = finite & (runs.accuracy.values[:, -1] < _FITTED) if "accuracy" in runs else ~finite
+        unfit = finite & (runs.accuracy.values[:, -1] < FITTED) if "accuracy" in runs else ~finite
         shown = finite & ~unfit if (finite & ~unfit).any() else finite
         alive = runs.isel(run=shown)
         title = f"decay {group[0]:g}, learning rate {group[1]:g}, runs: {shown.sum()}"

@@ -97,8 +97,7 @@ class Config:
         cli.check(self)
         if not 1 <= self.num_seeds <= _MOST_SEEDS:
             raise ValueError(f"--num_seeds must be 1 to {_MOST_SEEDS}, got {self.num_seeds}.")
-        if self.num_steps < 1:
-            raise ValueError(f"--num_steps must be at least 1, got {self.num_steps}.")
+        cli.check_least(self, 1, "num_steps")
         if not 0 <= self.record_every <= self.num_steps:
             raise ValueError(
                 f"--record_every must be between 1 and the {self.num_steps} steps, or 0 for "
@@ -110,7 +109,7 @@ class Config:
             )
         for name in ("features_scale", "weights_scale"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if not value >= 0:
                 raise ValueError(f"--{name} must be finite and not negative, got {value}.")
         if not 0 < self.rank_tolerance < 1:
             raise ValueError(f"--rank_tolerance must be in (0, 1), got {self.rank_tolerance}.")
@@ -124,10 +123,7 @@ class Config:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the results, as config.json records it."""
-        settings = dataclasses.asdict(self)
-        for name in ("overwrite", "out", "resume", "runs_per_device", "checkpoint_seconds"):
-            del settings[name]
-        return settings | {name: list(settings[name]) for name in ("weight_decay", "learning_rate")}
+        return cli.settings(self)
 
     @property
     def problem(self) -> Problem:

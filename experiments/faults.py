@@ -55,11 +55,8 @@ class Config:
 
     def __post_init__(self) -> None:
         cli.check(self)
-        for name in ("kills", "stops", "damages", "others"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must be at least 0, got {getattr(self, name)}.")
-        if self.num_steps < 100:
-            raise ValueError(f"--num_steps must be at least 100, got {self.num_steps}.")
+        cli.check_least(self, 0, "kills", "stops", "damages", "others")
+        cli.check_least(self, 100, "num_steps")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -326,9 +323,7 @@ def diverged(bench: Bench, times: int) -> Iterator[bool]:
 def run(config: Config) -> list[dict[str, Any]]:
     """Does everything; returns the rows of faults.csv."""
     folder = records.claim(config.out, config.overwrite)
-    settings = dataclasses.asdict(config)
-    del settings["out"], settings["overwrite"]
-    records.write_json(folder / records.CONFIG, settings | records.environment())
+    records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     faults: list[tuple[Callable[[Bench, int], Iterator[bool]], int]] = [
         (kill, config.kills),
         (stop, config.stops),

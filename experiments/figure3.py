@@ -68,9 +68,7 @@ class Config:
         if not self.ratio_decay > 0:
             raise ValueError(f"--ratio_decay must be positive, got {self.ratio_decay}.")
         studies.whole("widths", self.widths)
-        for name in ("rank_samples", "width_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        cli.check_least(self, 1, "rank_samples", "width_samples")
         studies.check([self.rank_training, *self.width_trainings])
 
     @property

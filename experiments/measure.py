@@ -178,8 +178,7 @@ def run(config: Config) -> dict[str, Any]:
     row = {"samples": samples, "classes": len(moments.counts), "width": width}
     row |= {name: value for name, value in table._asdict().items() if name not in _ARRAYS}
     row["nearest_centre_agreement"] = agreement
-    settings = dataclasses.asdict(config)
-    del settings["out"], settings["overwrite"]
+    settings = cli.settings(config)
     arrays = {
         "counts": ("class", moments.counts),
         "class_means": (("class", "unit"), moments.means),

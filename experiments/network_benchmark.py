@@ -50,7 +50,7 @@ import tqdm
 
 from dufm_jax import sweep
 from dufm_jax.networks import classifier, resnet, runs, training
-from experiments import benchmark, benchmark_figure, cli, network_training, records
+from experiments import benchmark, benchmark_figure, cli, estimates, network_training, records
 
 NUM_CLASSES = 10
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar": (32, 32, 3)}
@@ -86,19 +86,12 @@ class Config:
 
     def __post_init__(self) -> None:
         cli.check(self)
-        for name in ("num_samples", "num_seeds", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        cli.check_least(self, 1, "num_samples", "num_seeds", "repeats")
         for name in ("features_decay", "budget"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            if not getattr(self, name) > 0:
                 raise ValueError(
                     f"--{name} must be positive and finite, got {getattr(self, name)}."
                 )
-        if not 2 <= self.depth <= network_training.DEEPEST or self.width < 1:
-            raise ValueError(
-                f"--depth must be from 2 to {network_training.DEEPEST} and --width positive, got "
-                f"{self.depth} and {self.width}."
-            )
         if not 2 <= self.batch_size <= self.num_samples:
             raise ValueError(
                 f"--batch_size must be from 2 to --num_samples={self.num_samples}, got "
@@ -109,7 +102,7 @@ class Config:
     @property
     def recipe(self) -> training.Recipe:
         """What is static."""
-        widths = (resnet.CHANNELS[-1], *(self.width,) * (self.depth - 1))
+        widths = network_training.head_widths(self.depth, self.width)
         return training.Recipe(
             classifier.Classifier(NUM_CLASSES, widths, blocks=self.blocks),
             num_samples=self.num_samples,
@@ -299,7 +292,7 @@ def timed(methods: Sequence[Method], repeats: int, budget: float) -> list[list[f
 def rows(config: Config, size: str) -> list[dict[str, Any]]:
     """Those of methods.csv for images of one size."""
     images, labels = random_images(config, size)
-    peak = benchmark.peak()
+    peak = estimates.peak()
     operations = floating_operations(config.recipe.classifier, SHAPES[size]) * config.batch_size
     methods = [
         method
@@ -422,8 +415,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     """Checks and times everything and writes the records; returns the rows of methods.csv."""
     jax.config.update("jax_enable_compilation_cache", False)  # Compilation is timed as well.
     folder = records.claim(config.out, config.overwrite)
-    settings = dataclasses.asdict(config)
-    del settings["out"], settings["overwrite"]
+    settings = cli.settings(config)
     settings["torch"] = importlib.metadata.version("torch") if benchmark.has_torch() else None
     settings["cores"] = cli.num_cores()
     settings["parity"] = check(config) if benchmark.has_torch() else None

@@ -4,14 +4,13 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from experiments import readme, records, studies
+from experiments import dufm_figure, readme, records, studies
 from experiments.claims import Claim, table, verdict
 
 DUFM = ("network_digits", "network_mnist", "network_cifar10")
 STANDARD = tuple(f"{name}_standard" for name in DUFM)
 TRAININGS = (*DUFM, *STANDARD)
 RANKS = "network_ranks"
-_FITTED = 0.99  # Of accuracy: runs below it have merged classes or no features.
 
 
 def _runs(names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
@@ -21,6 +20,11 @@ def _runs(names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
         for name in names
         if (readme.GALLERY / name / records.RUNS).exists()
     }
+
+
+def _fitted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs that fit their images."""
+    return [row for row in rows if row["accuracy"] != "" and row["accuracy"] >= dufm_figure.FITTED]
 
 
 def _layers(row: dict[str, Any], name: str) -> list[Any]:
@@ -46,7 +50,7 @@ def _images(name: str) -> str:
 def _figure2_bottom() -> tuple[str, str]:
     parts, checks = [], []
     for name, rows in _runs(DUFM).items():
-        fitted = [row for row in rows if row["accuracy"] != "" and row["accuracy"] >= _FITTED]
+        fitted = _fitted(rows)
         below = [row for row in rows if row["below_dnc"] == "True"]
         text = f"{_images(name)}: {len(fitted)} of {len(rows)} runs fit, {len(below)} below DNC"
         if fitted:
@@ -57,13 +61,13 @@ def _figure2_bottom() -> tuple[str, str]:
                 f"{fitted[0]['dnc_loss']:.4f}, SRG {fitted[0]['srg_loss']:.4f}), ranks before the "
                 f"ReLU {', '.join(_ranks(row, 'rank_before') for row in fitted)}, DNC1 up to "
                 f"{first:.0e} in H_1 and {behind:.0e} behind it, SRG found by "
-                f"{sum(str(row['structure']).startswith('triangular') for row in fitted)}"
+                f"{sum(map(studies.is_srg, fitted))}"
             )
             before = [_layers(row, "rank_before") for row in fitted]
             checks += [
                 behind < 1e-2,
                 all(len(set(ranks)) == 1 and 5 <= ranks[0] <= 6 for ranks in before),
-                any(str(row["structure"]).startswith("triangular") for row in fitted),
+                any(map(studies.is_srg, fitted)),
             ]
         others = [row for row in rows if row not in fitted and row["accuracy"] != ""]
         if others:
@@ -80,7 +84,7 @@ def _figure2_bottom() -> tuple[str, str]:
 def _figure4() -> tuple[str, str]:
     parts, checks = [], []
     for name, rows in _runs(STANDARD).items():
-        fitted = [row for row in rows if row["accuracy"] != "" and row["accuracy"] >= _FITTED]
+        fitted = _fitted(rows)
         text = f"{_images(name)}: {len(fitted)} of {len(rows)} runs fit"
         if fitted:
             after = [_layers(row, "rank") for row in fitted]
@@ -89,7 +93,7 @@ def _figure4() -> tuple[str, str]:
                 f"; ranks of layers 1 to {len(after[0])} "
                 f"{', '.join(_ranks(row, 'rank') for row in fitted)}, DNC1 up to "
                 f"{max(first, behind):.0e}, SRG found by "
-                f"{sum(str(row['structure']).startswith('triangular') for row in fitted)}"
+                f"{sum(map(studies.is_srg, fitted))}"
             )
             checks += [
                 all(ranks[2] < 10 for ranks in after),

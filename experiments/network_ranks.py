@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from dufm_jax import data
-from experiments import cli, network_training, panels, records, studies
+from experiments import cli, dufm_figure, network_training, panels, records, studies
 
 SUMMARY = studies.SUMMARY
 PARTS = ("decay", "rate", "standard")
@@ -57,13 +57,13 @@ class Config:
     num_epochs: int = cli.flag(500, "Of the first two sweeps.")
     warmup_epochs: int = cli.flag(60, "Of the first two sweeps.")
     standard_epochs: int = cli.flag(300, "Of the last sweep.")
-    fitted: float = cli.flag(0.99, "Runs with a lower accuracy are left out of the means.")
+    fitted: float = cli.flag(
+        dufm_figure.FITTED, "Runs with a lower accuracy are left out of the means."
+    )
 
     def __post_init__(self) -> None:
         cli.check(self)
-        for name in ("num_epochs", "standard_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        cli.check_least(self, 1, "num_epochs", "standard_epochs")
         if not 0 <= self.fitted <= 1:
             raise ValueError(f"--fitted must be from 0 to 1, got {self.fitted}.")
         studies.check(self.trainings.values())
@@ -90,19 +90,19 @@ class Config:
         make = network_training.Config
         return {
             "decay": make(
-                out=f"{self.out}/decay",
+                out=str(Path(self.out) / "decay"),
                 weight_decay=tuple(self.decays),
                 num_seeds=self.decay_seeds,
                 **like,
             ),
             "rate": make(
-                out=f"{self.out}/rate",
+                out=str(Path(self.out) / "rate"),
                 learning_rate=tuple(self.rates),
                 num_seeds=self.rate_seeds,
                 **like,
             ),
             "standard": make(
-                out=f"{self.out}/standard",
+                out=str(Path(self.out) / "standard"),
                 num_seeds=self.standard_seeds,
                 **(standard | {"weight_decay": tuple(self.standard_decays)}),
             ),
@@ -127,11 +127,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing; returns the rows of summary.csv."""
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = dataclasses.asdict(config) | records.environment()
-    del settings["data_dir"], settings["out"]
-    records.write_json(folder / records.CONFIG, settings)
+    folder = records.open_folder(config.out)
+    records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     rows = []
     for part, training in config.trainings.items():
         found = studies.train(training, network_training.run)

@@ -34,11 +34,24 @@ import xarray
 from jaxtyping import Array
 
 from dufm_jax import Decay, Problem, collapse, data, processes, streaming, structure, sweep
-from dufm_jax.networks import classifier, runs, training
+from dufm_jax.networks import classifier, resnet, runs, training
 from experiments import cli, dufm_figure, dufm_training, records, trainings
 
-DEEPEST = 1_000
+_DEEPEST = 1_000
 _EVALUATED = 500  # Images at a time.
+
+
+def head_widths(depth: int, width: int) -> tuple[int, ...]:
+    """(d_1, ..., d_L), from the flags of these names.
+
+    Raises:
+      ValueError: if one is out of range.
+    """
+    if not 2 <= depth <= _DEEPEST or width < 1:
+        raise ValueError(
+            f"--depth must be from 2 to {_DEEPEST} and --width positive, got {depth} and {width}."
+        )
+    return (resnet.CHANNELS[-1], *(width,) * (depth - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +115,7 @@ class Config:
             )
         if not 0 < self.rank_tolerance < 1:
             raise ValueError(f"--rank_tolerance must be in (0, 1), got {self.rank_tolerance}.")
-        if not (math.isfinite(self.features_decay) and self.features_decay > 0):
+        if not self.features_decay > 0:
             raise ValueError(
                 f"--features_decay must be positive and finite, got {self.features_decay}."
             )
@@ -114,20 +127,12 @@ class Config:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the results, as config.json records it."""
-        settings = dataclasses.asdict(self)
-        for name in ("overwrite", "out", "resume", "data_dir", "checkpoint_seconds"):
-            del settings[name]
-        return settings | {name: list(settings[name]) for name in ("weight_decay", "learning_rate")}
+        return cli.settings(self)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """(d_1, ..., d_L)."""
-        if not 2 <= self.depth <= DEEPEST or self.width < 1:
-            raise ValueError(
-                f"--depth must be from 2 to {DEEPEST} and --width positive, got "
-                f"{self.depth} and {self.width}."
-            )
-        return (64, *(self.width,) * (self.depth - 1))
+        return head_widths(self.depth, self.width)
 
     @functools.cached_property
     def grid(self) -> sweep.Grid:

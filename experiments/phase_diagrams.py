@@ -101,7 +101,7 @@ class Config:
         axes = self.axes
         return [
             dufm_training.Config(
-                out=f"{self.out}/K{classes}_L{depth}_w{width}",
+                out=str(Path(self.out) / f"K{classes}_L{depth}_w{width}"),
                 num_classes=classes,
                 samples_per_class=self.samples_per_class,
                 depth=depth,
@@ -137,8 +137,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> xarray.Dataset:
     """Trains what is missing, and returns the arrays of results.nc."""
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = records.open_folder(config.out)
     records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
     trainings = config.trainings
     missing = [training for training in trainings if not studies.is_finished(training)]

@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments import benchmark_figure, cli, records, studies
+from experiments import benchmark_figure, cli, faults, records, studies
 
 ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "experiments" / "gallery"
@@ -58,8 +58,8 @@ def render(text: str) -> str:
         "benchmark": benchmark_table(),
         "gallery": gallery(PICTURES),
         "networks": gallery(NETWORKS),
-        "network_benchmark": network_benchmark(),
-        "faults": faults(),
+        "network_benchmark": network_benchmark_table(),
+        "faults": faults_table(),
     }
     for name, block in blocks.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -141,7 +141,7 @@ def gallery(pictures: Mapping[str, str]) -> str:
     return "\n\n".join(parts)
 
 
-def network_benchmark() -> str:
+def network_benchmark_table() -> str:
     """The table of `experiments.network_benchmark`, where it is in the gallery."""
     if not (NETWORK_BENCHMARK / benchmark_figure.METHODS).exists():
         return "No records yet."
@@ -166,12 +166,12 @@ def network_benchmark() -> str:
     return "\n".join(lines)
 
 
-def faults() -> str:
+def faults_table() -> str:
     """The table of `experiments.faults`, where it is in the gallery."""
-    if not (FAULTS / "faults.csv").exists():
+    if not (FAULTS / faults.FAULTS).exists():
         return "No records yet."
     lines = ["| fault | times | good |", "| --- | ---: | ---: |"]
-    for row in records.read_csv(FAULTS / "faults.csv"):
+    for row in records.read_csv(FAULTS / faults.FAULTS):
         left_out = f" ({row['left_out']})" if row["left_out"] else ""
         lines.append(f"| {row['fault']}{left_out} | {row['times']} | {row['good']} |")
     config = records.read_config(FAULTS)
@@ -273,7 +273,7 @@ def main(config: Config) -> None:
         source = Path(config.network_benchmark)
         collect(source, NETWORK_BENCHMARK, (records.CONFIG, benchmark_figure.METHODS))
     if config.faults:
-        collect(Path(config.faults), FAULTS, (records.CONFIG, "faults.csv"))
+        collect(Path(config.faults), FAULTS, (records.CONFIG, faults.FAULTS))
     path = ROOT / "README.md"
     path.write_text(render(path.read_text()))
     print(f"Wrote {path.name}.")

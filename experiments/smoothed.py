@@ -41,8 +41,7 @@ class Config:
     def __post_init__(self) -> None:
         cli.check(self)
         _ = self.problem, self.grid  # Their constructors check the sizes, seeds and rate.
-        if self.num_steps < 1:
-            raise ValueError(f"--num_steps must be at least 1, got {self.num_steps}.")
+        cli.check_least(self, 1, "num_steps")
         if not 0 < self.weight_decay <= 1 / (self.depth + 1):
             raise ValueError(
                 f"--weight_decay must be positive and at most 1/(L+1) = {1 / (self.depth + 1):.4g} "

@@ -68,6 +68,11 @@ def is_dnc(row: Mapping[str, str], depth: int) -> bool:
     return all(name.startswith("DNC(") and "+" not in name for name in names)
 
 
+def is_srg(row: Mapping[str, Any]) -> bool:
+    """Whether the intermediate layers have the Gram matrix of the triangular graph."""
+    return row["structure"].startswith("triangular(") and "+" not in row["structure"]
+
+
 def wilson(hits: int, trials: int) -> tuple[float, float]:
     """The 95 percent interval of a probability, by Wilson (1927); NaN without a trial."""
     if trials == 0:
@@ -103,10 +108,7 @@ def summarise(runs: Sequence[Mapping[str, str]], depth: int) -> dict[str, Any]:
         "ranks": counts(row[0] for row in intermediate),
         "equal_ranks": sum(len(set(row)) == 1 for row in intermediate),
         "dnc_found": sum(is_dnc(row, depth) for row in alive),
-        "srg_found": sum(
-            row["structure"].startswith("triangular(") and "+" not in row["structure"]
-            for row in alive
-        ),
+        "srg_found": sum(is_srg(row) for row in alive),
         "structures": counts(row["structure"] for row in alive),
         "collapsed": sum(value < COLLAPSED for value in dnc1),
         "dnc1_largest": max(dnc1, default=math.nan),
