@@ -55,15 +55,15 @@ def agree(flags: list[bool]) -> Bool[np.ndarray, "processes flags"]:
     return np.asarray(multihost_utils.process_allgather(own, tiled=True))
 
 
-def everywhere(action: Callable[[], Any]) -> Any:
-    """What `action` returns; ends all processes if it fails on one of them.
+def everywhere(action: Callable[[], None]) -> None:
+    """Does `action`; ends all processes if it fails on one of them.
 
     Raises:
       ValueError, OSError: what the action raised; a ValueError where it did so elsewhere.
     """
-    result, error = None, None
+    error = None
     try:
-        result = action()
+        action()
     except (ValueError, OSError) as raised:
         error = raised
     failed = agree([error is not None])[:, 0]
@@ -71,4 +71,3 @@ def everywhere(action: Callable[[], Any]) -> Any:
         raise error
     if failed.any():
         raise ValueError(f"process {np.flatnonzero(failed)[0]} could not go on; see what it says.")
-    return result

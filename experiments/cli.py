@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +17,25 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from experiments import trainings
-
 _HEARTBEAT_SECONDS = 30  # Without one, a process counts as dead, and the others end.
 # Flags of where files are, how a command goes on and what it may use at once.
 _BESIDE = {"out", "data_dir", "overwrite", "resume", "checkpoint_seconds", "runs_per_device"}
 _NO_TEXT = {"Cc", "Cs", "Zl", "Zp"}  # Control characters, surrogates, line and paragraph ends.
+
+
+class Interrupted(Exception):  # noqa: N818 - no error of the program
+    """A signal ended the training, whose checkpoint is saved.
+
+    Attributes:
+      status: The exit status, 128 and the signal's number.
+    """
+
+    def __init__(self, number: int, folder: Path):
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; what is done is in {folder}; go on with "
+            "the same flags, and --resume where the command has it."
+        )
+        self.status = 128 + number
 
 
 def flag(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
@@ -127,7 +141,7 @@ def launch(
             main(settings)
         except (ValueError, OSError) as error:
             raise SystemExit(f"error: {str(error).rstrip('.')}.") from error
-        except trainings.Interrupted as interruption:
+        except Interrupted as interruption:
             print(interruption, file=sys.stderr)
             raise SystemExit(interruption.status) from interruption
 

@@ -147,21 +147,12 @@ PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "quick": {"num_steps": 60_000
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains, measures and writes all records but the figure; returns the rows of runs.csv."""
-    folder = trainings.claim(
-        config.out, config.settings, resume=config.resume, overwrite=config.overwrite
-    )
     outcome = trainings.carry_out(
-        folder,
-        functools.partial(_descend, config),
-        num_runs=config.grid.num_runs,
-        total=config.num_steps,
-        unit="step",
-        resume=config.resume,
-        checkpoint_seconds=config.checkpoint_seconds,
+        config, functools.partial(_descend, config), total=config.num_steps, unit="step"
     )
     if jax.process_index() != 0:
         return []
-    snapshot = outcome.state
+    folder, snapshot = Path(config.out), outcome.state
     measured = _measure(config, snapshot.state)
     decays = {value: Decay.uniform(value, config.depth) for value in config.weight_decay}
     references = reference_losses(config.problem, decays)
@@ -323,14 +314,7 @@ def _arrays(
                 for name, losses in references.items()
             },
         },
-        coords={
-            "seed": ("run", config.grid.seed.astype(np.int32)),
-            "weight_decay": ("run", config.grid.weight_decay),
-            "learning_rate": ("run", config.grid.learning_rate),
-            "step": np.array([line["step"] for line in outcome.lines], np.int32),
-            "layer": np.arange(1, config.depth + 1, dtype=np.int32),
-            "hidden": np.arange(2, config.depth + 1, dtype=np.int32),
-        },
+        coords=outcome.coordinates(config.grid, config.depth),
     )
 
 

@@ -176,11 +176,9 @@ def _signalled(bench: Bench, times: int, number: int, statuses: set[int]) -> Ite
         said = job.communicate()[1]
         if job.returncode not in {0, *statuses}:
             raise RuntimeError(f"status {job.returncode} after signal {number}: {said}")
-        if job.returncode == 128 + number and "--resume" not in said:
-            yield from [False] * pending
-            out, pending, times = bench.new(), 0, times - pending
-        if job.returncode == 0:
-            good = bench.same(out)
+        unsaid = job.returncode == 128 + number and "--resume" not in said
+        if unsaid or job.returncode == 0:
+            good = not unsaid and bench.same(out)
             yield from [good] * pending
             out, pending, times = bench.new(), 0, times - pending
     bench.finish(out)
@@ -259,14 +257,17 @@ def lost_process(bench: Bench, times: int) -> Iterator[bool]:
         lost.communicate()
         ended = left.returncode not in {0, -signal.SIGKILL} and bool(said)
         again = [one.communicate(timeout=10 * _PATIENCE) and one.returncode for one in job(out)]
-        yield ended and again == [0, 0] and _close(out, bench.whole)
+        yield (
+            ended
+            and again == [0, 0]
+            and _close(records.read_runs(out), records.read_runs(bench.whole))
+        )
 
 
-def _close(out: Path, other: Path) -> bool:
-    pairs = zip(records.read_runs(out), records.read_runs(other), strict=True)
+def _close(rows: list[dict[str, str]], others: list[dict[str, str]]) -> bool:
     return all(
         row["seed"] == true["seed"] and abs(float(row["loss"]) / float(true["loss"]) - 1) < 1e-5
-        for row, true in pairs
+        for row, true in zip(rows, others, strict=True)
     )
 
 
@@ -312,12 +313,8 @@ def diverged(bench: Bench, times: int) -> Iterator[bool]:
         calm = [row for row in rows if float(row["learning_rate"]) == 0.5]
         wild = [row for row in rows if float(row["learning_rate"]) > 1]
         reported = all(row["diverged_at"] != "" and row["loss"] == "" for row in wild)
-        true = records.read_runs(bench.whole)
-        near = [
-            abs(float(row["loss"]) / float(other["loss"]) - 1) < 1e-5
-            for row, other in zip(calm, true, strict=True)
-        ]
-        yield reported and len(wild) == 2 * len(calm) and all(near)
+        near = _close(calm, records.read_runs(bench.whole))
+        yield reported and len(wild) == 2 * len(calm) and near
 
 
 def run(config: Config) -> list[dict[str, Any]]:

@@ -244,22 +244,17 @@ def run(config: Config) -> list[dict[str, Any]]:
         "image_shape": list(images.images.shape[1:]),
         "notice": images.notice,
     }
-    folder = trainings.claim(
-        config.out, config.settings | seen, resume=config.resume, overwrite=config.overwrite
-    )
     pixels, _ = data.standardise(images.images)
     outcome = trainings.carry_out(
-        folder,
+        config,
         functools.partial(_descend, config, recipe, pixels, images.labels),
-        num_runs=config.grid.num_runs,
         total=config.num_epochs,
         unit="epoch",
-        resume=config.resume,
-        checkpoint_seconds=config.checkpoint_seconds,
+        seen=seen,
     )
     if jax.process_index() != 0:
         return []
-    state = outcome.state
+    folder, state = Path(config.out), outcome.state
     measured = measure(
         recipe, state, config.strengths, pixels, images.labels, config.rank_tolerance
     )
@@ -311,12 +306,8 @@ def _evaluate(
 ) -> tuple[training.Terms, Array, classifier.Activations]:
     """The terms of the objective, the predictions and the activations of a batch."""
     logits, activations, _ = recipe.classifier.apply(variables, images, train=False)
-    residual = logits - jax.nn.one_hot(labels, recipe.classifier.num_classes, dtype=logits.dtype)
-    terms = training.Terms(
-        fit=jnp.sum(residual**2) / (2 * len(images)),
-        regularisation=training.regularisation(
-            variables.params, activations.after[0], strengths, recipe
-        ),
+    terms = training.loss_terms(
+        variables.params, logits, activations.after[0], labels, strengths, recipe
     )
     return terms, jnp.argmax(logits, axis=1), activations
 
@@ -481,14 +472,7 @@ def _arrays(
         variables[name] = ("run", np.array([losses[one] for one in config.grid.weight_decay]))
     return xarray.Dataset(
         variables,
-        coords={
-            "seed": ("run", config.grid.seed.astype(np.int32)),
-            "weight_decay": ("run", config.grid.weight_decay),
-            "learning_rate": ("run", config.grid.learning_rate),
-            "step": np.array([line["step"] for line in outcome.lines], np.int32),
-            "layer": np.arange(1, config.depth + 1, dtype=np.int32),
-            "hidden": np.arange(2, config.depth + 1, dtype=np.int32),
-        },
+        coords=outcome.coordinates(config.grid, config.depth),
     )
 
 

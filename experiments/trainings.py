@@ -20,28 +20,13 @@ import jax
 import numpy as np
 import tqdm
 
-from dufm_jax import processes
-from experiments import records
+from dufm_jax import processes, sweep
+from experiments import cli, records
 from experiments.checkpoints import Checkpoints
 
 SECONDS = "Between checkpoints, about: what a program that is killed loses."
 RESUME = "Go on with the training of the same flags in --out, if it holds one."
 OVERWRITE = "Replace the files of an earlier run in --out."
-
-
-class Interrupted(Exception):  # noqa: N818 - no error of the program
-    """A signal ended the training, whose checkpoint is saved.
-
-    Attributes:
-      status: The exit status, 128 and the signal's number.
-    """
-
-    def __init__(self, number: int, folder: Path):
-        super().__init__(
-            f"stopped by {signal.Signals(number).name}; what is done is in {folder}; go on with "
-            "the same flags, and --resume where the command has it."
-        )
-        self.status = 128 + number
 
 
 class Round(NamedTuple):
@@ -87,6 +72,17 @@ class Outcome(NamedTuple):
     def curve(self, name: str, dtype: Any = float) -> np.ndarray:
         """What was recorded under that name, [R, records, ...]."""
         return np.array([line[name] for line in self.lines], dtype).swapaxes(0, 1)
+
+    def coordinates(self, grid: sweep.Grid, depth: int) -> dict[str, Any]:
+        """Of results.nc; layers are 1 to L after the ReLU, hidden 2 to L before it."""
+        return {
+            "seed": ("run", grid.seed.astype(np.int32)),
+            "weight_decay": ("run", grid.weight_decay),
+            "learning_rate": ("run", grid.learning_rate),
+            "step": np.array([line["step"] for line in self.lines], np.int32),
+            "layer": np.arange(1, depth + 1, dtype=np.int32),
+            "hidden": np.arange(2, depth + 1, dtype=np.int32),
+        }
 
 
 def check(resume: bool, overwrite: bool, checkpoint_seconds: float) -> None:
@@ -154,30 +150,30 @@ def _lock(folder: Path) -> None:
 
 
 def carry_out(
-    folder: Path,
+    config: Any,
     begin: Callable[[Any | None], Iterator[Round]],
     *,
-    num_runs: int,
     total: int,
     unit: str,
-    resume: bool,
-    checkpoint_seconds: float,
+    seen: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains to the end, recording into metrics.jsonl; collective.
+    """Claims --out and trains to the end, recording into its metrics.jsonl; collective.
 
     Args:
-      folder: Claimed by `claim`.
+      config: Of a training, with its `grid`, `settings` and the flags of its folder.
       begin: From the state to go on from, [share, ...], or None for the start, to the rounds; the
         first of a start is where it is before any step.
-      num_runs: R.
       total: Where `Round.done` ends.
       unit: Of the progress bar, and the mark of each line that counts in it.
-      resume: Whether to go on from the last checkpoint, if there is one.
-      checkpoint_seconds: How far checkpoints are apart, at least.
+      seen: More for config.json, which must be the same where a training goes on.
 
     Raises:
-      Interrupted: on SIGTERM or SIGINT, once a checkpoint is saved.
+      ValueError: if the folder cannot be used, as `claim` says.
+      cli.Interrupted: on SIGTERM or SIGINT, once a checkpoint is saved.
     """
+    num_runs, resume = config.grid.num_runs, config.resume
+    settings = config.settings | (seen or {})
+    folder = claim(config.out, settings, resume=resume, overwrite=config.overwrite)
     checkpoints = Checkpoints(folder, num_runs)
     rounds = begin(None)
     current = next(rounds)
@@ -216,7 +212,7 @@ def carry_out(
     ):
         for current in rounds:
             lines += _record(folder, current, num_runs, time.perf_counter() - started)
-            due = time.perf_counter() - saved_at > checkpoint_seconds
+            due = time.perf_counter() - saved_at > config.checkpoint_seconds
             flags = processes.agree([current.ended, bool(signals), due])
             ended, stopped = flags[:, 0].all(), flags[:, 1].any()
             if ended or stopped or flags[0, 2]:  # The clock of the first process counts.
@@ -226,7 +222,7 @@ def carry_out(
             if ended:
                 break
             if stopped:
-                raise Interrupted(signals[0] if signals else signal.SIGTERM, folder)
+                raise cli.Interrupted(signals[0] if signals else signal.SIGTERM, folder)
     return Outcome(processes.gather(current.state, num_runs), lines)
 
 

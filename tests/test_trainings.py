@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dufm_jax import Problem, sweep
-from experiments import checkpoints, dufm_training, estimates, records, trainings
+from experiments import checkpoints, cli, dufm_training, estimates, records, trainings
 
 SMALL = {
     "num_classes": 4,
@@ -66,7 +66,7 @@ def interrupt(
 
     with monkeypatch.context() as patch:
         patch.setattr(trainings, "_show", counted)
-        with pytest.raises(trainings.Interrupted, match="--resume") as stop:
+        with pytest.raises(cli.Interrupted, match="--resume") as stop:
             dufm_training.run(config(folder, **flags))
     assert stop.value.status == 128 + number
 

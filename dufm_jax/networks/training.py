@@ -182,6 +182,22 @@ def regularisation(
     return total
 
 
+def loss_terms(
+    params: dict[str, Any],
+    logits: Float[Array, "B K"],
+    features: Float[Array, "B d_1"],
+    labels: Int[Array, " B"],
+    strengths: Strengths,
+    recipe: Recipe,
+) -> Terms:
+    """The terms of the objective, of what the network made of a mini-batch; see `objective`."""
+    residual = logits - jax.nn.one_hot(labels, recipe.classifier.num_classes, dtype=logits.dtype)
+    return Terms(
+        fit=jnp.sum(residual**2) / (2 * len(logits)),
+        regularisation=regularisation(params, features, strengths, recipe),
+    )
+
+
 def objective(
     params: dict[str, Any],
     batch_stats: dict[str, Any],
@@ -197,11 +213,7 @@ def objective(
     """
     variables = Variables(params, batch_stats)
     logits, activations, changed = recipe.classifier.apply(variables, images, train=True)
-    residual = logits - jax.nn.one_hot(labels, recipe.classifier.num_classes, dtype=logits.dtype)
-    terms = Terms(
-        fit=jnp.sum(residual**2) / (2 * len(images)),
-        regularisation=regularisation(params, activations.after[0], strengths, recipe),
-    )
+    terms = loss_terms(params, logits, activations.after[0], labels, strengths, recipe)
     return terms.fit + terms.regularisation, (terms, changed)
 
 
