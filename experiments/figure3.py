@@ -65,6 +65,10 @@ class Config:
                 f"--largest_built must be from 4 to --largest_order={self.largest_order}, and that "
                 f"at most {_LARGEST_ORDER}, got {self.largest_built}."
             )
+        # The trainings check them too, but by the names of their own flags.
+        for name in ("rank_samples", "rank_seeds", "rank_width", "width_samples", "width_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         if not self.ratio_decay > 0:
             raise ValueError(f"--ratio_decay must be positive, got {self.ratio_decay}.")
         studies.whole("widths", self.widths)
