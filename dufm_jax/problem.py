@@ -6,6 +6,7 @@ over them is a `jax.vmap`.
 """
 
 import dataclasses
+import math
 import operator
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ class Decay(NamedTuple):
         """The same strength for H_1 and for all `depth` weight matrices.
 
         Raises:
-          ValueError: if `value` is known and not positive and finite.
+          ValueError: if `value` is known and not positive and finite, within `strength_limits`.
         """
         value = jnp.asarray(value, dtype=jnp.result_type(value, float))
         decay = cls(features=value, weights=jnp.broadcast_to(value, (depth,)))
@@ -136,6 +137,16 @@ class Problem:
         _check_positive(decay)
 
 
+def strength_limits(dtype: jax.typing.DTypeLike = float) -> tuple[float, float]:
+    """The least and the largest regularisation strength of a type, the square roots of its range.
+
+    XLA takes subnormal numbers for zero, so that beyond these a product of a strength and the best
+    scale of a solution can be lost, and with it the regularisation.
+    """
+    least = math.sqrt(jnp.finfo(jnp.result_type(dtype, float)).tiny)
+    return least, 1 / least
+
+
 def _size(name: str, value: int, least: int, most: int = _MOST) -> int:
     try:
         size = operator.index(value)
@@ -152,10 +163,9 @@ def _check_positive(decay: Decay) -> None:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in decay):
         return  # Values under a trace are not known.
     values = np.concatenate([np.ravel(leaf) for leaf in decay])
-    # XLA takes subnormal numbers for zero.
-    least = float(jnp.finfo(jnp.result_type(values.dtype, float)).tiny)
-    if not (np.isfinite(values).all() and (values >= least).all()):
+    least, most = strength_limits(values.dtype)
+    if not ((values >= least) & (values <= most)).all():
         raise ValueError(
-            f"every decay must be positive and finite (at least {least:.3g}), got "
+            f"every decay must be positive and finite, from {least:.3g} to {most:.3g}, got "
             f"{values.tolist()}."
         )

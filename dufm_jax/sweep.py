@@ -17,11 +17,10 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dufm_jax import dufm, metrics, reduction, training
-from dufm_jax.problem import Decay, Params, Problem
+from dufm_jax.problem import Decay, Params, Problem, strength_limits
 from dufm_jax.schedule import Schedule
 
 MOST_RUNS = 1_000_000
-_LEAST = np.finfo(np.float64).tiny  # XLA takes what is below for zero.
 
 
 class Grid(NamedTuple):
@@ -52,10 +51,12 @@ class Grid(NamedTuple):
                 "a sweep needs at least one seed, weight decay and learning rate, and at most "
                 f"{MOST_RUNS:,} combinations, got {number:,}."
             )
+        least, most = strength_limits()
         for name, values in (("weight decay", weight_decays), ("learning rate", learning_rates)):
-            if not all(np.isfinite(value) and value >= _LEAST for value in values):
+            if not all(least <= value <= most for value in values):
                 raise ValueError(
-                    f"every {name} must be positive and finite, got {sorted(set(values))}."
+                    f"every {name} must be positive and finite, from {least:.3g} to {most:.3g}, "
+                    f"got {sorted(set(values))}."
                 )
         if min(seeds) < 0 or max(seeds) >= 2**31:
             outside = min(seeds) if min(seeds) < 0 else max(seeds)
