@@ -140,7 +140,12 @@ def launch(
             _join(**{name: holder.value for name, holder in place.items()})
             main(settings)
         except (ValueError, OSError) as error:
-            raise SystemExit(f"error: {str(error).rstrip('.')}.") from error
+            said = str(error)
+            if isinstance(error, OSError) and error.strerror:
+                # A full disk does not say where.
+                where = error.filename or f"writing into {holders['out'].value}"
+                said = f"{where}: {error.strerror}"
+            raise SystemExit(f"error: {said.rstrip('.')}.") from error
         except Interrupted as interruption:
             print(interruption, file=sys.stderr)
             raise SystemExit(interruption.status) from interruption

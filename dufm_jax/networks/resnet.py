@@ -8,6 +8,7 @@ There is no linear layer at the end: the output is H_1, the features that the he
 """
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -20,8 +21,8 @@ CONVOLUTIONS = ("auto", "direct", "patches")
 # "patches" differs from "direct" on images of at most so many pixels in height, and in the gradient
 # by the kernel where the results are at least so high. In between it would save nothing.
 TINY, LARGE = 3, 12
-# So many images at a time, whose patches stay in the processor's cache.
-TILE = 2
+# At most so many images at a time, whose shifted copies stay in the processor's cache.
+TILE = 5
 
 
 def convolve(
@@ -30,10 +31,10 @@ def convolve(
     """A 3x3 convolution with a margin of one zero, by one of `CONVOLUTIONS`.
 
     "direct" leaves all to XLA, as is right on accelerators. On CPUs it has two weak spots, where
-    "patches" multiplies matrices of patches instead: images no larger than the kernel, six times
-    slower, and the gradient by the kernel, which XLA runs as a convolution whose window is as large
-    as the image. "auto" is "patches" on CPUs and "direct" elsewhere. All are slow on CPUs inside
-    loops and under `vmap`.
+    "patches" multiplies matrices instead: images no larger than the kernel, six times slower, and
+    the gradient by the kernel of large ones, which XLA runs as a convolution whose window is as
+    large as the image. "auto" is "patches" on CPUs and "direct" elsewhere. All are slow on CPUs
+    inside loops and under `vmap`.
 
     Args:
       images: [B, H, W, C].
@@ -49,11 +50,11 @@ def convolve(
     if method == "auto":
         method = "patches" if jax.default_backend() == "cpu" else "direct"
     if method == "patches":
-        batch, height = images.shape[:2]
+        height, channels = images.shape[1], images.shape[3]
         if height <= TINY:
             matrix = kernel.reshape(-1, kernel.shape[-1])
             return jnp.einsum("bhwi,io->bhwo", _patches(images, stride), matrix)
-        if height // stride >= LARGE and batch % TILE == 0:
+        if height // stride >= LARGE and channels >= CHANNELS[0]:
             return _tiled(images, kernel, stride)
     return _direct(images, kernel, stride)
 
@@ -78,21 +79,54 @@ def _forward(images: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Ar
 
 
 def _backward(stride: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    """The gradients; that by the kernel with the taps of a column and of a row apart.
+
+    A result at (y, x) takes the pixel (y + r, x + c) times the kernel's tap (r, c). Three copies of
+    the images, shifted by c along a row, and three of the cotangent, shifted by r down a column,
+    meet at the same place for all nine taps, so that one product of matrices yields them all, from
+    six copies rather than the nine of patches.
+    """
     images, kernel = saved
     by_images = jax.linear_transpose(lambda x: _direct(x, kernel, stride), images)(cotangent)[0]
-    tiles = [array.reshape(-1, TILE, *array.shape[1:]) for array in (images, cotangent)]
+    tile = math.gcd(len(images), TILE)
+    tiles = [array.reshape(-1, tile, *array.shape[1:]) for array in (images, cotangent)]
+    above, below = 3 * kernel.shape[3], 3 * kernel.shape[2]
 
     def add(index: Array, total: Array) -> Array:
         image, flow = (tile[index] for tile in tiles)
-        # In the other order XLA:CPU would transpose the patches.
-        return total + jnp.einsum("bhwo,bhwi->oi", flow, _patches(image, stride))
+        rows = _row_taps(flow, image.shape[1], stride).reshape(tile, -1, above)
+        columns = _column_taps(image, stride).reshape(tile, -1, below)
+        return total + jnp.einsum("bpo,bpi->boi", rows, columns).sum(0)
 
-    start = jnp.zeros((kernel.shape[3], 9 * kernel.shape[2]), kernel.dtype)
+    start = jnp.zeros((above, below), kernel.dtype)
     by_kernel = jax.lax.fori_loop(0, len(tiles[0]), add, start)
-    return by_images, by_kernel.T.reshape(kernel.shape)
+    return by_images, by_kernel.reshape(3, above // 3, 3, below // 3).transpose(0, 2, 3, 1)
 
 
 _tiled.defvjp(_forward, _backward)
+
+
+def _column_taps(images: Float[Array, "B H W C"], stride: int) -> Float[Array, "B H w 3*C"]:
+    """The three pixels of a row under the kernel at each of its places in it, side by side."""
+    width = images.shape[2]
+    padded = jnp.pad(images, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    return jnp.concatenate([padded[:, :, at : at + width : stride] for at in range(3)], axis=-1)
+
+
+def _row_taps(
+    results: Float[Array, "B h w D"], height: int, stride: int
+) -> Float[Array, "B H w 3*D"]:
+    """What each row of the images is multiplied into by the three rows of the kernel, or zeros."""
+    free, span = (0, 0, 0), (results.shape[1] - 1) * stride
+    shifted = [
+        jax.lax.pad(
+            results,
+            jnp.zeros((), results.dtype),
+            (free, (at - 1, height - span - at, stride - 1), free, free),
+        )
+        for at in range(3)
+    ]
+    return jnp.concatenate(shifted, axis=-1)
 
 
 def _patches(images: Float[Array, "B H W C"], stride: int) -> Float[Array, "B h w 9*C"]:
