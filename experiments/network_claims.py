@@ -105,7 +105,11 @@ def _figure4() -> tuple[str, str]:
 
 
 def _over(part: str, strict: bool) -> Callable[[], tuple[str, str]]:
-    """Whether the rank falls along a sweep: at every step, to half a rank, or from end to end."""
+    """Whether the rank falls along a sweep: at every step, to half a rank, or from end to end.
+
+    And whether each mean is of two runs and, where the regularisation has a DNC loss to compare
+    with, one of them ended below it: where all end above, they were not trained to their end.
+    """
 
     def answer() -> tuple[str, str]:
         rows = [row for row in table(RANKS, studies.SUMMARY) if row["part"] == part]
@@ -117,10 +121,12 @@ def _over(part: str, strict: bool) -> Callable[[], tuple[str, str]]:
                 if row["rank_mean"] != ""
                 else "-"
             )
-            + f" ({int(row['fitted'])} of {int(row['runs'])} fit)"
+            + f" ({int(row['fitted'])} of {int(row['runs'])} fit"
+            + (")" if part == "standard" else f", {int(row['below_dnc'])} below DNC)")
             for row in rows
         )
-        checks = []
+        ended = [part == "standard" or row["below_dnc"] > 0 for row in rows]
+        checks = [all(row["fitted"] >= 2 for row in rows) and all(ended)]
         for name in ("rank_mean", "rank_before_mean"):
             means = [row[name] for row in known]
             checks.append(means[-1] < means[0])

@@ -51,12 +51,12 @@ class Config:
     rates: Sequence[float] = cli.flag(tuple(2.0 ** np.arange(-6.5, -3.4, 1.0)), "rate: the rates.")
     rate_seeds: int = cli.flag(2, "rate: runs for each.")
     standard_decays: Sequence[float] = cli.flag(
-        tuple(2.0 ** np.arange(-7.0, -3.9, 1.0)), "standard: the weight decays."
+        tuple(2.0 ** np.arange(-6.5, -4.4, 0.5)), "standard: the weight decays."
     )
-    standard_seeds: int = cli.flag(4, "standard: runs for each.")
+    standard_seeds: int = cli.flag(3, "standard: runs for each.")
     num_epochs: int = cli.flag(500, "Of the first two sweeps.")
     warmup_epochs: int = cli.flag(60, "Of the first two sweeps.")
-    standard_epochs: int = cli.flag(300, "Of the last sweep.")
+    standard_epochs: int = cli.flag(400, "Of the last sweep.")
     fitted: float = cli.flag(
         dufm_figure.FITTED, "Runs with a lower accuracy are left out of the means."
     )
