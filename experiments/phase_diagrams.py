@@ -228,13 +228,18 @@ def measure(runs: Sequence[Mapping[str, str]], depth: int, num_steps: int) -> di
     }
 
 
+def mean(arrays: xarray.Dataset) -> xarray.Dataset:
+    """Of each statistic over all runs that did not diverge."""
+    return arrays.weighted(arrays.runs - arrays.diverged).mean()
+
+
 def main(config: Config) -> None:
     """Trains, draws and says how many runs found what."""
     arrays = run(config)
-    alive = arrays.runs - arrays.diverged
+    means = mean(arrays)
     print(f"{int(arrays.runs.sum()):,} runs, of which {int(arrays.diverged.sum())} diverged:")
     for name in ("dnc_share", "srg_share", "below_dnc_share", "zero_share", "converged_share"):
-        print(f"  {float((arrays[name] * alive).sum() / alive.sum()):7.2%}  {STATISTICS[name]}")
+        print(f"  {float(means[name]):7.2%}  {STATISTICS[name]}")
     for path in phase_figure.draw(Path(config.out)):
         print(f"Drew {path}.")
     print(f"Results are in {config.out}.")

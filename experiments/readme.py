@@ -14,7 +14,15 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments import benchmark_figure, cli, faults, records, studies
+from experiments import (
+    benchmark_figure,
+    cli,
+    faults,
+    phase_diagrams,
+    phase_figure,
+    records,
+    studies,
+)
 
 ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "experiments" / "gallery"
@@ -23,6 +31,22 @@ INITIALISATION = GALLERY / "initialisation"
 BENCHMARK = GALLERY / "benchmark"
 NETWORK_BENCHMARK = GALLERY / "network_benchmark"
 FAULTS = GALLERY / "faults"
+PHASES = GALLERY / "phase_diagrams"
+# Where the records of each flag's run go, and which.
+COLLECTED: dict[str, tuple[Path, tuple[str, ...]]] = {
+    "figure2": (FIGURE2, (records.CONFIG, records.RUNS, records.FIGURE)),
+    "initialisation": (INITIALISATION, (studies.SUMMARY,)),
+    "benchmark": (
+        BENCHMARK,
+        (records.CONFIG, benchmark_figure.METHODS, benchmark_figure.SCALING, records.FIGURE),
+    ),
+    "network_benchmark": (NETWORK_BENCHMARK, (records.CONFIG, benchmark_figure.METHODS)),
+    "faults": (FAULTS, (records.CONFIG, faults.FAULTS)),
+    "phase_diagrams": (
+        PHASES,
+        (records.CONFIG, records.RESULTS, records.FIGURE, phase_figure.RATES),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +56,9 @@ class Config:
     figure2: str = cli.flag("", "Folder of a run of experiments.dufm_training with no flags.")
     initialisation: str = cli.flag("", "Folder of a run of experiments.initialisation.")
     benchmark: str = cli.flag("", "Folder of a run of experiments.benchmark with no flags.")
-
     network_benchmark: str = cli.flag("", "Folder of a run of experiments.network_benchmark.")
     faults: str = cli.flag("", "Folder of a run of experiments.faults.")
+    phase_diagrams: str = cli.flag("", "Folder of a run of experiments.phase_diagrams.")
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -60,6 +84,7 @@ def render(text: str) -> str:
         "networks": gallery(NETWORKS),
         "network_benchmark": network_benchmark_table(),
         "faults": faults_table(),
+        "phase_diagrams": phases(),
     }
     for name, block in blocks.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -179,6 +204,41 @@ def faults_table() -> str:
     return "\n".join([*lines, "", total])
 
 
+def phases() -> str:
+    """The pictures and a table of `experiments.phase_diagrams`, where it is in the gallery."""
+    if not records.holds(PHASES, records.RESULTS):
+        return "No records yet."
+    arrays = records.read_arrays(PHASES)
+    first, second = (
+        (PHASES / name).relative_to(ROOT) for name in (records.FIGURE, phase_figure.RATES)
+    )
+    lines = [
+        f"![Share of runs at DNC, mean rank and loss above SRG over width and decay]({first})",
+        "",
+        f"![The same over the width for each learning rate]({second})",
+        "",
+        f"All {int(arrays.runs.sum()):,} runs by K and L, over the widths from "
+        f"{arrays.width.min():d} to {arrays.width.max():d}, decays and learning rates; the mean "
+        "rank is over layers, the gap is (loss - L_SRG) / L_SRG.",
+        "",
+        "| K | L | runs | diverged | converged | at DNC | with the structure of SRG | below DNC "
+        "| at zero | mean rank | mean gap | least gap |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    shares = ("converged", "dnc", "srg", "below_dnc", "zero")
+    for classes in arrays.num_classes:
+        for depth in arrays.depth:
+            part = arrays.sel(num_classes=classes, depth=depth)
+            means = phase_diagrams.mean(part)
+            cells = [f"{int(classes)}", f"{int(depth)}"]
+            cells += [f"{int(part[name].sum()):,}" for name in ("runs", "diverged")]
+            cells += [f"{float(means[f'{name}_share']):.0%}" for name in shares]
+            cells += [f"{float(means.mean_rank):.1f}", f"{float(means.gap_mean):.1%}"]
+            cells += [f"{float(part.gap_least.min()):.1%}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def initialisation_table() -> str:
     """The table of `experiments.initialisation`."""
     rows = records.read_csv(INITIALISATION / studies.SUMMARY)
@@ -258,22 +318,9 @@ def benchmark_table() -> str:
 
 def main(config: Config) -> None:
     """Collects the records named and writes README.md."""
-    if config.figure2:
-        collect(Path(config.figure2), FIGURE2, (records.CONFIG, records.RUNS, records.FIGURE))
-    if config.initialisation:
-        collect(
-            Path(config.initialisation),
-            INITIALISATION,
-            (studies.SUMMARY,),
-        )
-    if config.benchmark:
-        names = records.CONFIG, benchmark_figure.METHODS, benchmark_figure.SCALING, records.FIGURE
-        collect(Path(config.benchmark), BENCHMARK, names)
-    if config.network_benchmark:
-        source = Path(config.network_benchmark)
-        collect(source, NETWORK_BENCHMARK, (records.CONFIG, benchmark_figure.METHODS))
-    if config.faults:
-        collect(Path(config.faults), FAULTS, (records.CONFIG, faults.FAULTS))
+    for name, (target, files) in COLLECTED.items():
+        if source := getattr(config, name):
+            collect(Path(source), target, files)
     path = ROOT / "README.md"
     path.write_text(render(path.read_text()))
     print(f"Wrote {path.name}.")
