@@ -465,6 +465,15 @@ def _arrays(
     def stack(stage: str, name: str) -> np.ndarray:
         return np.array([[getattr(one, name) for one in getattr(run, stage)] for run in measured])
 
+    def values(stage: str) -> np.ndarray:
+        """Singular values, of a layer narrower than others with zeros behind its own."""
+        found = np.zeros((len(measured), len(getattr(measured[0], stage)), longest))
+        for index, run in enumerate(measured):
+            for layer, one in enumerate(getattr(run, stage)):
+                found[index, layer, : len(one.singular_values)] = one.singular_values
+        return found
+
+    longest = max(len(one.singular_values) for one in measured[0].after)
     variables: dict[str, Any] = {
         "fit": (("run", "step"), outcome.curve("fit")),
         "regularisation": (("run", "step"), outcome.curve("regularisation")),
@@ -472,8 +481,8 @@ def _arrays(
         "dnc1": (("run", "step", "layer"), outcome.curve("dnc1")),
         "rank": (("run", "step", "layer"), outcome.curve("rank")),
         "rank_before": (("run", "step", "hidden"), outcome.curve("rank_before")),
-        "singular_values": (("run", "layer", "index"), stack("after", "singular_values")),
-        "singular_values_before": (("run", "hidden", "index"), stack("before", "singular_values")),
+        "singular_values": (("run", "layer", "index"), values("after")),
+        "singular_values_before": (("run", "hidden", "index"), values("before")),
         "gram": (("run", "layer", "class", "other_class"), stack("after", "gram")),
         "gram_before": (("run", "hidden", "class", "other_class"), stack("before", "gram")),
     }

@@ -58,6 +58,19 @@ def test_files_rows_and_figure(finished):
     assert dufm_figure.draw(folder).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_head_narrower_than_the_classes(tmp_path):
+    flags = TINY | {"width": 4, "num_seeds": 1, "num_epochs": 2}
+    config = network_training.Config(out=str(tmp_path), **flags)
+    (row,) = network_training.run(config)
+    assert row["rank_2"] <= 4
+    arrays = records.read_arrays(tmp_path)
+    assert arrays.singular_values.shape == (1, 3, 10)
+    assert (arrays.singular_values.sel(layer=1) > 0).all()
+    np.testing.assert_array_equal(arrays.singular_values[:, 1:, 4:], 0)
+    np.testing.assert_array_equal(arrays.singular_values_before[:, :, 4:], 0)
+    assert dufm_figure.draw(tmp_path).exists()
+
+
 def test_the_loss_is_equation_1_on_the_features_of_all_images(finished):
     config, _ = finished
     images = network_training.load(config)
