@@ -37,6 +37,7 @@ from dufm_jax import Decay, Problem, collapse, data, processes, streaming, struc
 from dufm_jax.networks import classifier, resnet, runs, training
 from experiments import cli, dufm_figure, dufm_training, records, trainings
 
+_CLASSES = 10  # Of each data set.
 _DEEPEST = 1_000
 _EVALUATED = 500  # Images at a time.
 
@@ -122,7 +123,10 @@ class Config:
         if self.subset_seed < 0:
             raise ValueError(f"--subset_seed must not be negative, got {self.subset_seed}.")
         trainings.check(self.resume, self.overwrite, self.checkpoint_seconds)
-        _ = self.grid, self.widths  # The constructor checks decays and rates.
+        _ = self.grid  # Its constructor checks decays and rates, that of the recipe the rest.
+        # Before images are loaded, whose number may not be known.
+        known = _CLASSES * self.samples_per_class or max(2, self.batch_size)
+        self._recipe(_CLASSES, known)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,15 +156,18 @@ class Config:
 
     def recipe(self, images: data.Dataset) -> training.Recipe:
         """What is static, for these images."""
+        return self._recipe(images.num_classes, len(images.labels))
+
+    def _recipe(self, num_classes: int, num_samples: int) -> training.Recipe:
         network = classifier.Classifier(
-            images.num_classes,
+            num_classes,
             self.widths,
             blocks=self.blocks,
             weights_scale=self.weights_scale,
         )
         return training.Recipe(
             network,
-            num_samples=len(images.labels),
+            num_samples=num_samples,
             num_epochs=self.num_epochs,
             batch_size=self.batch_size,
             regularisation=self.regularisation,

@@ -187,6 +187,12 @@ def test_a_run_that_diverges_leaves_its_neighbour_alone(finished, tmp_path):
         ({"rank_tolerance": 2.0}, "--rank_tolerance"),
         ({"features_decay": 0.0}, "--features_decay"),
         ({"learning_rate": (-1.0,)}, "learning rate"),
+        ({"samples_per_class": 5, "batch_size": 51}, "batch size"),
+        ({"samples_per_class": 0, "batch_size": 1}, "batch size"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"warmup_epochs": 1000}, "warmup_epochs"),
+        ({"blocks": 0}, "blocks"),
+        ({"weights_scale": 0.0}, "weights_scale"),
         ({"resume": True, "overwrite": True}, "--resume"),
     ],
 )
