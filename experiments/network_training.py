@@ -422,7 +422,8 @@ def _rows(
     for seed, decay, rate, diverged_at, one in zip(
         *config.grid, np.asarray(state.diverged_at), measured, strict=True
     ):
-        alive = diverged_at == training.ALIVE and math.isfinite(one.fit)
+        marked = diverged_at != training.ALIVE
+        alive = not marked and math.isfinite(one.fit)
         loss = one.fit + one.regularisation if alive else math.nan
         dnc_loss, srg_loss = (references[name][decay] for name in ("dnc_loss", "srg_loss"))
         after = list(enumerate(one.after, start=1))
@@ -435,7 +436,8 @@ def _rows(
             "weight_decay": decay,
             "learning_rate": rate,
             "steps": config.num_epochs * recipe.steps_per_epoch,
-            "diverged_at": None if alive else max(int(diverged_at), 0),
+            # Where the last step alone diverged, only the measurement found it.
+            "diverged_at": None if alive else int(diverged_at if marked else state.step[0]),
             "loss": loss,
             "fit": one.fit,
             "regularisation": one.regularisation,
