@@ -293,8 +293,9 @@ def test_bad_cifar10_file(tmp_path, small_cifar10, case):
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_missing(tmp_path, small_mnist, small_cifar10, name):
     contents, last = (IDX, LABELS_NAME) if name == "mnist" else (BATCHES, "data_batch_5.bin")
-    with refused(str(tmp_path / "nowhere"), "--data_dir"):
-        data.load(name, str(tmp_path / "nowhere"))
+    for nowhere in (str(tmp_path / "nowhere"), "~no-such-user/data"):
+        with refused(nowhere, "--data_dir"):
+            data.load(name, nowhere)
     (tmp_path / "file").touch()
     with refused(str(tmp_path / "file"), "--data_dir"):
         data.load(name, str(tmp_path / "file"))

@@ -1,5 +1,6 @@
 """Files of data sets: found in a folder or downloaded once, read whole, errors in one sentence."""
 
+import contextlib
 import gzip
 import hashlib
 import zlib
@@ -14,7 +15,9 @@ def folder(data_dir: str) -> Path:
     Raises:
       ValueError: if it is none.
     """
-    path = Path(data_dir).expanduser()
+    path = Path(data_dir)
+    with contextlib.suppress(RuntimeError):  # ~ of no user is a name like others.
+        path = path.expanduser()
     if not path.is_dir():
         raise ValueError(f"{path} is no folder; --data_dir must name the one that holds the data.")
     return path
