@@ -247,7 +247,8 @@ class Measured(NamedTuple):
 def load(config: Config) -> data.Dataset:
     """The images, class by class."""
     images = data.load(config.dataset, config.data_dir)
-    count = config.samples_per_class or int(np.min(np.bincount(images.labels)))
+    counts = np.bincount(images.labels, minlength=images.num_classes)
+    count = config.samples_per_class or max(1, int(np.min(counts)))
     return data.balanced_subset(images, count, config.subset_seed)
 
 
