@@ -145,9 +145,10 @@ def run(config: Config) -> dict[str, Any]:
     features, labels, weights, predictions = open_arrays(config)
     samples, width = features.shape
     largest = int(np.max(labels))
-    if largest >= max(samples, config.num_classes):
+    named = 0 if weights is None else len(weights)
+    if largest >= max(samples, config.num_classes, named):
         raise ValueError(f"labels must number the classes 0, 1, and so on, got {largest}.")
-    classes = config.num_classes or max(1 + largest, 0 if weights is None else len(weights))
+    classes = config.num_classes or max(1 + largest, named)
     moments = streaming.empty(classes, width, scatter=config.scatter)
     labels = streaming.check_labels("labels", moments, labels, samples)
     if predictions is not None:

@@ -114,6 +114,15 @@ def test_classes_without_samples_are_left_out_on_request(files):
     np.testing.assert_array_equal(records.read_arrays(Path(settings.out))["class"], [1, 3, 4, 5])
 
 
+def test_few_samples_of_many_classes(files):
+    # The largest label is beyond the number of samples, but the weights have its row.
+    np.save(files["features"], np.eye(6)[[0, 1, 0, 1]])
+    np.save(files["labels"], np.array([2, 40, 2, 40]))
+    np.save(files["weights"], np.ones((50, 6)))
+    row = measure.run(config(files, predictions="", skip_empty=True))
+    assert (row["classes"], row["trace_ratio"], row["structure"]) == (2, 0, "DNC(2)")
+
+
 # --- Refusals ----------------------------------------------------------------------------------
 
 NOT_FINITE = FEATURES.copy()
