@@ -8,7 +8,7 @@ Where these losses do not exist, under the standard regularisation, it is DNC1, 
 the Gram matrix of the middle layer, as in Figure 4. Lines are means over seeds and bands one
 standard deviation; on logarithmic axes, of the logarithm. DNC1 is dotted where no run followed it,
 its samples being reduced to one column a class. Runs that diverged, and networks that do not fit
-their images beside others that do, are left out and counted in the title.
+their images beside others that do, are left out; the title counts them, and where none fits, too.
 """
 
 import dataclasses
@@ -35,14 +35,16 @@ def draw(folder: Path) -> Path:
     for row, group in zip(axes, groups, strict=True):
         runs = arrays.isel(run=(settings == group).all(axis=1))
         finite = np.isfinite(runs.fit.values[:, -1])
-        unfit = finite & (runs.accuracy.values[:, -1] < FITTED) if "accuracy" in runs else ~finite
+        unfit = np.zeros_like(finite)
+        if "accuracy" in runs:
+            unfit = finite & (runs.accuracy.values[:, -1] < FITTED)
         shown = finite & ~unfit if (finite & ~unfit).any() else finite
         alive = runs.isel(run=shown)
         title = f"decay {group[0]:g}, learning rate {group[1]:g}, runs: {shown.sum()}"
         if not finite.all():
             title += f" ({(~finite).sum()} diverged)"
-        if (finite & ~shown).any():
-            title += f" ({(finite & ~shown).sum()} did not fit)"
+        if unfit.any():
+            title += f" ({unfit.sum()} did not fit)"
         row[1].set_title(title, fontsize=10)
         if finite.any() and (np.isfinite(alive.dnc_loss).any() or "gram" not in alive):
             _draw_loss(row[0], alive)
