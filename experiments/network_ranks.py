@@ -186,7 +186,8 @@ def draw(folder: Path) -> Path:
         "standard": (r"$\log_2$ weight decay", "standard regularisation"),
     }
     for axis, part in zip(axes, PARTS, strict=True):
-        chosen = [row for row in rows if row["part"] == part and row["rank_mean"]]
+        own = [row for row in rows if row["part"] == part]
+        chosen = [row for row in own if row["rank_mean"]]
         for index, (name, meaning) in enumerate(_LAYERS.items()):
             value, mean, deviation = (
                 np.array([float(row[column]) for row in chosen])
@@ -196,15 +197,16 @@ def draw(folder: Path) -> Path:
             axis.fill_between(
                 np.log2(value), mean - deviation, mean + deviation, alpha=0.2, linewidth=0
             )
-        for row in chosen:
+        every = np.log2([float(row["value"]) for row in own])
+        axis.plot(every, np.zeros(len(own)), linestyle="")  # Keeps room for those without a mean.
+        for row in own:
             text = f"{row['fitted']}/{row['runs']}"
             place = (np.log2(float(row["value"])), 0.02)
             axis.annotate(
                 text, place, xycoords=("data", "axes fraction"), ha="center", fontsize=7, color="C7"
             )
         xlabel, title = labels[part]
-        depth = next(row["depth"] for row in rows if row["part"] == part)
-        axis.set(xlabel=xlabel, title=f"{title}, L = {depth}", ylim=(0, 10.5))
+        axis.set(xlabel=xlabel, title=f"{title}, L = {own[0]['depth']}", ylim=(0, 10.5))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mean rank of the intermediate layers")
     axes[0].legend(fontsize=8)
