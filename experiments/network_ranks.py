@@ -128,7 +128,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing; returns the rows of summary.csv."""
     folder = records.open_folder(config.out)
-    records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
+    settings = cli.settings(config) | records.environment()
+    records.write_json(folder / records.CONFIG, settings)
     rows = []
     for part, training in config.trainings.items():
         found = studies.train(training, network_training.run)
@@ -136,6 +137,10 @@ def run(config: Config) -> list[dict[str, Any]]:
         for value in getattr(training, name):
             group = [row for row in found if float(row[name]) == value]
             rows.append({"part": part, "value": value, **summarise(group, training, config.fitted)})
+    # All parts are of the same images.
+    trained = records.read_config(Path(config.trainings[PARTS[0]].out))
+    seen = {name: trained[name] for name in ("samples", "notice")}
+    records.write_json(folder / records.CONFIG, settings | seen)
     records.write_csv(folder / SUMMARY, rows)
     return rows
 

@@ -23,6 +23,7 @@ A run that is interrupted goes on from its last checkpoint with --resume.
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,6 +256,8 @@ def load(config: Config) -> data.Dataset:
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains, measures and writes all records but the figure; returns the rows of runs.csv."""
     images = load(config)
+    if images.notice and jax.process_index() == 0:
+        print(images.notice, file=sys.stderr)
     recipe = config.recipe(images)
     seen = {
         "samples": len(images.labels),

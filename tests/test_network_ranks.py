@@ -51,6 +51,8 @@ def test_summary_and_figure(tmp_path, monkeypatch):
         assert row["rank_mean"] == pytest.approx(np.mean(means))
         assert row["rank_deviation"] == pytest.approx(np.std(means))
         assert row["fitted"] == row["runs"]
+    recorded = records.read_config(tmp_path)
+    assert (recorded["samples"], recorded["notice"]) == (40, "")
     assert network_ranks.draw(tmp_path).read_bytes().startswith(b"\x89PNG")
 
     def never(_):
