@@ -35,5 +35,6 @@ def table(folder: str, name: str) -> list[dict[str, Any]]:
 
 
 def verdict(checks: Iterable[bool]) -> str:
+    """What holds of the checks; of none, nothing."""
     results = list(checks)
-    return YES if all(results) else PARTLY if any(results) else NO
+    return YES if results and all(results) else PARTLY if any(results) else NO

@@ -551,8 +551,9 @@ def render() -> str:
     lines += [
         "",
         "DNC1 is tr Sigma_W / tr Sigma_B, ranks are of class means at a relative tolerance of 1e-3 "
-        "and structures are recognised to a residual of 5 percent. A run is at DNC or SRG where "
-        "the structures of its layers say so; its loss alone may be close without that.",
+        "(networks: 1e-2) and structures are recognised to a residual of 5 percent. A run is at "
+        "DNC or SRG where the structures of its layers say so; its loss alone may be close without "
+        "that.",
         "",
         "| records | setting | left open by the paper | date | commit | jax | device |",
         "| --- | --- | --- | --- | --- | --- | --- |",

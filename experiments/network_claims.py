@@ -75,16 +75,22 @@ def _figure2_bottom() -> tuple[str, str]:
                 ", ".join(f"{row[name]:.{digits}f}" for row in others)
                 for name, digits in (("accuracy", 2), ("loss", 4))
             )
-            text += f"; the others: accuracy {accuracies}, loss {losses}, classes merged"
+            text += f"; the others: accuracy {accuracies}, loss {losses}"
         checks.append(len(below) == len(rows))
         parts.append(text)
     return "; ".join(parts), verdict(checks)
+
+
+# Of layer 3, as the paper has them; it says nothing of digits but that DNC has 10.
+_MIDDLE_RANKS = {"digits": (1, 9), "mnist": (5, 7), "cifar10": (8, 9)}
 
 
 def _figure4() -> tuple[str, str]:
     parts, checks = [], []
     for name, rows in _runs(STANDARD).items():
         fitted = _fitted(rows)
+        least, most = _MIDDLE_RANKS[_images(name)]
+        checks.append(len(fitted) == len(rows))
         text = f"{_images(name)}: {len(fitted)} of {len(rows)} runs fit"
         if fitted:
             after = [_layers(row, "rank") for row in fitted]
@@ -96,10 +102,12 @@ def _figure4() -> tuple[str, str]:
                 f"{sum(map(studies.is_srg, fitted))}"
             )
             checks += [
-                all(ranks[2] < 10 for ranks in after),
+                all(least <= ranks[2] <= most for ranks in after),
                 all(min(ranks[1:3]) <= min(ranks[0], *ranks[3:]) for ranks in after),
                 max(first, behind) < 1e-2,
             ]
+            if _images(name) == "mnist":
+                checks.append(any(map(studies.is_srg, fitted)))
         parts.append(text)
     return "; ".join(parts), verdict(checks)
 
@@ -129,8 +137,8 @@ def _over(part: str, strict: bool) -> Callable[[], tuple[str, str]]:
         checks = [all(row["fitted"] >= 2 for row in rows) and all(ended)]
         for name in ("rank_mean", "rank_before_mean"):
             means = [row[name] for row in known]
-            checks.append(means[-1] < means[0])
-            if strict:
+            checks.append(len(means) > 1 and means[-1] < means[0])
+            if strict and len(means) > 1:
                 checks.append(all(b <= a + 0.5 for a, b in itertools.pairwise(means)))
         return text, verdict(checks)
 
@@ -185,7 +193,9 @@ CLAIMS = (
 def settings(config: dict[str, Any]) -> tuple[str, str]:
     """In what setting the records were made, and what the paper leaves open of it."""
     left_open = "batch size, momentum, schedule, epochs, initialisation"
-    images = f"{config['dataset']}, n = {config['samples_per_class']}"
+    # All of the smallest class where the flag is 0; each data set has ten.
+    count = config["samples_per_class"] or config["samples"] // 10
+    images = f"{config['dataset']}, n = {count}"
     if config.get("notice"):
         images += f" ({config['notice'].rstrip('.')})"
     if "decay_seeds" in config:
@@ -196,9 +206,12 @@ def settings(config: dict[str, Any]) -> tuple[str, str]:
             f"{left_open}, lambda_{{H_1}}",
         )
     rates = " and ".join(f"{rate:g}" for rate in config["learning_rate"])
+    features = ""
+    if config["regularisation"] == "dufm":
+        features = f", lambda_{{H_1}} {config['features_decay']:g}"
     return (
         f"{images}, L = {config['depth']}, width {config['width']}, {config['num_seeds']} runs a "
-        f"rate, decay {config['weight_decay'][0]:g}, rate {rates} after "
+        f"rate, decay {config['weight_decay'][0]:g}{features}, rate {rates} after "
         f"{config['warmup_epochs']} epochs of warm-up, {config['schedule']}, batch "
         f"{config['batch_size']}, momentum {config['momentum']:g}, {config['num_epochs']} epochs, "
         f"rank tolerance {config['rank_tolerance']:g}",

@@ -201,3 +201,4 @@ def test_verdicts():
     assert claims.verdict([True, True]) == claims.YES
     assert claims.verdict([True, False]) == claims.PARTLY
     assert claims.verdict([False]) == claims.NO
+    assert claims.verdict([]) == claims.NO
