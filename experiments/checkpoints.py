@@ -23,6 +23,7 @@ from dufm_jax import processes
 FOLDER = "checkpoints"
 _KEPT = 2
 _DIGESTS = "digests"
+_ASIDE = ".damaged"
 
 
 class Checkpoints:
@@ -64,9 +65,10 @@ class Checkpoints:
                 shutil.rmtree(self.folder / f"{number:06d}", ignore_errors=True)
 
     def load(self, like: Any) -> Any | None:
-        """The last one that is whole, or None if there is none.
+        """The last one that is whole, or None if there is none; collective.
 
-        One that is damaged is reported on stderr and removed.
+        One that a process cannot read is reported on stderr and set aside, for it may be whole to
+        another version of this program, or on a machine with more memory.
 
         Args:
           like: A pytree of the structure and dtypes that were saved.
@@ -81,16 +83,22 @@ class Checkpoints:
         self._tidy()
         for number in reversed(found):
             path = self.folder / f"{number:06d}"
+            content, reason = None, ""
             with _quiet():
                 try:
-                    return self._read(path, like)
+                    content = self._read(path, like)
                 except Exception as error:  # Whatever Orbax or its storage finds there.
                     reason = _first(error)
-            print(f"{path} is damaged ({reason}); it is left out.", file=sys.stderr)
-            processes.everywhere(lambda: None)  # No one may read it any more.
+            # All go on from the same one; and no one may read it any more.
+            if not processes.agree([bool(reason)]).any():
+                return content
+            if reason:
+                print(f"{path} is damaged ({reason}); it is left out.", file=sys.stderr)
             if jax.process_index() == 0:
-                shutil.rmtree(path, ignore_errors=True)
-        if found:
+                aside = path.with_suffix(_ASIDE)
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+        if found or list(self.folder.glob(f"*{_ASIDE}")):
             raise ValueError(
                 f"none of the checkpoints in {self.folder} is whole; start anew with --overwrite."
             )
@@ -104,7 +112,7 @@ class Checkpoints:
         """Removes what a save left that was cut off."""
         if jax.process_index() == 0 and self.folder.exists():
             for path in self.folder.iterdir():
-                if not path.name.isdigit():
+                if not path.name.isdigit() and path.suffix != _ASIDE:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _numbers(self) -> list[int]:

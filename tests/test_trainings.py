@@ -113,6 +113,7 @@ def test_a_damaged_checkpoint_is_left_out(undisturbed, tmp_path, monkeypatch, ca
     told = capsys.readouterr().err
     assert f"{last} is damaged" in told
     assert f"{before} is damaged" not in told
+    assert last.with_suffix(".damaged").is_dir()
     assert_same(tmp_path, undisturbed)
 
 
@@ -121,9 +122,12 @@ def test_all_checkpoints_damaged_is_refused(tmp_path, monkeypatch):
     for path in (tmp_path / checkpoints.FOLDER).rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(ValueError, match="none of the checkpoints") as error:
-        dufm_training.run(config(tmp_path, resume=True))
-    cases.assert_one_sentence(str(error.value))
+    recorded = (tmp_path / records.METRICS).read_bytes()
+    for _ in range(2):  # Nor does it begin anew the next time, over what was recorded.
+        with pytest.raises(ValueError, match="none of the checkpoints") as error:
+            dufm_training.run(config(tmp_path, resume=True))
+        cases.assert_one_sentence(str(error.value))
+    assert (tmp_path / records.METRICS).read_bytes() == recorded
 
 
 def test_other_flags_are_refused(undisturbed):
