@@ -55,6 +55,13 @@ def agree(flags: list[bool]) -> Bool[np.ndarray, "processes flags"]:
     return np.asarray(multihost_utils.process_allgather(own, tiled=True))
 
 
+def of_first(number: int) -> int:
+    """The number that the first process has."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.array([number]), tiled=True)[0])
+
+
 def everywhere(action: Callable[[], None]) -> None:
     """Does `action`; ends all processes if it fails on one of them.
 

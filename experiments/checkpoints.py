@@ -50,7 +50,8 @@ class Checkpoints:
         numbers = self._numbers()
         leaves = _named(content)
         leaves[_DIGESTS] = _digests(list(leaves.values()))
-        path = self.folder / f"{numbers[-1] + 1 if numbers else 0:06d}"
+        # On a network's file system another process may not see the last one yet.
+        path = self.folder / f"{processes.of_first(numbers[-1] + 1 if numbers else 0):06d}"
         with _quiet():
             try:
                 _write(path, processes.whole(leaves))
