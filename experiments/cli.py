@@ -143,7 +143,8 @@ def launch(
             said = str(error)
             if isinstance(error, OSError) and error.strerror:
                 # A full disk does not say where.
-                where = error.filename or f"writing into {holders['out'].value}"
+                out = holders.get("out") or holders.get("run")  # Some write into what they read.
+                where = error.filename or f"writing into {out.value if out else Path.cwd()}"
                 said = f"{where}: {error.strerror}"
             raise SystemExit(f"error: {said.rstrip('.')}.") from error
         except Interrupted as interruption:
