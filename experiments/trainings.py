@@ -268,13 +268,17 @@ def _show(bar: tqdm.tqdm, current: Round) -> None:
 
 @contextlib.contextmanager
 def _noticed() -> Iterator[list[int]]:
-    """The signals that asked for an end; a second one ends at once."""
+    """The signals that asked for an end; a second SIGINT ends at once.
+
+    A second SIGTERM does not: Slurm sends it again where the grace time ends.
+    """
     seen: list[int] = []
     before: dict[int, Any]
 
     def note(number: int, _: Any) -> None:
         seen.append(number)
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
