@@ -138,6 +138,8 @@ def launch(
             given = {name: holder.value for name, holder in holders.items() if holder.present}
             settings = config(**{**presets[preset.value], **given})
             _join(**{name: holder.value for name, holder in place.items()})
+            if jax.distributed.is_initialized():  # Which notes SIGTERM and goes on.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
             main(settings)
         except (ValueError, OSError) as error:
             said = str(error)
@@ -191,8 +193,8 @@ def _join(coordinator_address: str = "", num_processes: int = 1, process_id: int
             initialize()
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                "--coordinator_address=auto finds no cluster here; give HOST:PORT, --num_processes "
-                "and --process_id."
+                "--coordinator_address=auto finds no cluster here, or not all of its processes; "
+                "give HOST:PORT, --num_processes and --process_id."
             ) from error
         return
     if not 0 <= process_id < num_processes:
