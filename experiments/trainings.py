@@ -7,6 +7,7 @@ beyond the last checkpoint are made again, bit by bit the same, when the trainin
 
 import contextlib
 import fcntl
+import functools
 import itertools
 import os
 import signal
@@ -211,7 +212,9 @@ def carry_out(
         ) as bar,
     ):
         for current in rounds:
-            lines += _record(folder, current, num_runs, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            record = functools.partial(_record, folder, current, num_runs, seconds, lines)
+            processes.everywhere(record)
             due = time.perf_counter() - saved_at > config.checkpoint_seconds
             flags = processes.agree([current.ended, bool(signals), due])
             ended, stopped = flags[:, 0].all(), flags[:, 1].any()
@@ -236,21 +239,21 @@ def _content(current: Round, ended: bool, num_lines: int) -> _Saved:
     )
 
 
-def _record(folder: Path, current: Round, num_runs: int, seconds: float) -> list[dict[str, Any]]:
-    """Appends a line a recorded point; returns them."""
+def _record(
+    folder: Path, current: Round, num_runs: int, seconds: float, lines: list[dict[str, Any]]
+) -> None:
+    """Appends a line a recorded point, to the file and to `lines`."""
     count = len(next(iter(current.marks.values())))
     if not count:
-        return []
+        return
     curves = processes.gather(current.curves, num_runs)
-    lines = []
     for index in range(count):
         marks = {name: values[index] for name, values in current.marks.items()}
         point = {name: values[:, index] for name, values in curves.items()}
         lines.append(records.plain({**marks, "seconds": seconds, **point}))
     if jax.process_index() == 0:
-        for line in lines:
+        for line in lines[-count:]:
             records.append_line(folder / records.METRICS, line)
-    return lines
 
 
 def _lines(folder: Path, unit: str, done: int) -> list[dict[str, Any]]:
