@@ -37,6 +37,7 @@ for ((index = 0; index < count; index++)); do
     --num_processes="$count" --process_id="$index" "$@" &
   running+=($!)
 done
+((deadline == 0)) || stop # A signal came before all were there.
 
 # Asks rather than waits: a signal ends `wait` with a status that no process needs to have had.
 status=0
