@@ -21,7 +21,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 def main() -> None:
-    """Joins, gathers, writes and, if asked to, waits or fails."""
+    """Joins, gathers, writes and, if asked to, waits."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--coordinator_address", default="")
     parser.add_argument("--num_processes", type=int)

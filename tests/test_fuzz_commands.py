@@ -197,9 +197,7 @@ def damaged(content, pieces=()):
             place = draw(
                 st.one_of(st.integers(0, min(140, len(found))), st.integers(0, len(found)))
             )
-            kind = draw(
-                st.sampled_from(["cut", "flip", "set", "insert", "remove", "piece", "empty"])
-            )
+            kind = draw(st.sampled_from(KINDS))
             new = draw(st.binary(min_size=1, max_size=4))
             if kind == "cut":
                 del found[place:]

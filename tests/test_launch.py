@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import inspect
 import json
 import os
 import random
@@ -18,8 +17,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import cli
-
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -29,9 +26,6 @@ ENVIRONMENT = {
     "PYTHON": sys.executable,
     "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
 }
-needs_processes = pytest.mark.skipif(
-    "coordinator_address" not in inspect.getsource(cli), reason="The commands are one process."
-)
 
 
 def wait_until(condition, seconds, what):
@@ -456,7 +450,6 @@ def test_slurm_array_deals_out_seeds(slurm, tmp_path):
         ]
 
 
-@needs_processes
 def test_slurm_sweep_goes_on_after_a_requeue(slurm, tmp_path):
     # Six runs over two processes, interrupted, give what they give in one process undisturbed.
     sizes = {"num_classes": 4, "samples_per_class": 2, "depth": 3, "width": 6, "weight_decay": 0.01}

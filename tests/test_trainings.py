@@ -212,7 +212,7 @@ def test_one_process_eight_devices_and_two_processes_agree(tmp_path):
     ]
 
 
-def test_memory_counts_what_xla_allocates():
+def test_memory_is_in_proportion_to_the_runs():
     problem = Problem.with_width(num_classes=10, samples_per_class=20, depth=4, width=30)
     told = estimates.memory(problem, num_runs=8, itemsize=4)
     assert told == 8 * estimates.memory(problem, num_runs=1, itemsize=4)
