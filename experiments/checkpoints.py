@@ -99,7 +99,7 @@ class Checkpoints:
                 aside = path.with_suffix(_ASIDE)
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
-        if found or list(self.folder.glob(f"*{_ASIDE}")):
+        if found or any(self.folder.glob(f"*{_ASIDE}")):
             raise ValueError(
                 f"none of the checkpoints in {self.folder} is whole; start anew with --overwrite."
             )
