@@ -193,10 +193,10 @@ _SMALL = {"num_seeds": 2, "num_epochs": 500}
 # it they are, later.
 _SMALL_CIFAR10 = {
     "samples_per_class": 20,
-    "batch_size": 50,
+    "batch_size": 25,
     "weight_decay": (0.001,),
     "features_decay": 1.25e-3,
-    "num_epochs": 2500,
+    "num_epochs": 700,
 }
 # On all images, with n lambda_{H_1} = 0.025 as in the smaller settings.
 _PAPER: dict[str, Any] = {
