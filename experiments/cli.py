@@ -20,6 +20,7 @@ from absl import logging as absl_logging
 _HEARTBEAT_SECONDS = 30  # Without one, a process counts as dead, and the others end.
 # Flags of where files are, how a command goes on and what it may use at once.
 _BESIDE = {"out", "data_dir", "overwrite", "resume", "checkpoint_seconds", "runs_per_device"}
+early_signals: list[int] = []  # Of one of several processes, before its training notes them.
 _NO_TEXT = {"Cc", "Cs", "Zl", "Zp"}  # Control characters, surrogates, line and paragraph ends.
 
 
@@ -138,8 +139,9 @@ def launch(
             given = {name: holder.value for name, holder in holders.items() if holder.present}
             settings = config(**{**presets[preset.value], **given})
             _join(**{name: holder.value for name, holder in place.items()})
-            if jax.distributed.is_initialized():  # Which notes SIGTERM and goes on.
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if jax.distributed.is_initialized():
+                # JAX would lose it, and a process that ended alone would leave the others waiting.
+                signal.signal(signal.SIGTERM, lambda number, _: early_signals.append(number))
             main(settings)
         except (ValueError, OSError) as error:
             said = str(error)
@@ -150,6 +152,7 @@ def launch(
                 said = f"{where}: {error.strerror}"
             raise SystemExit(f"error: {said.rstrip('.')}.") from error
         except Interrupted as interruption:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Some send it again.
             print(interruption, file=sys.stderr)
             raise SystemExit(interruption.status) from interruption
 

@@ -228,12 +228,32 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# What is recorded of each layer of the head after the ReLU, by the field of `collapse.Measures`.
+_CURVES = {
+    "dnc1": "trace_ratio",
+    "pseudo_inverse_ratio": "pseudo_inverse_ratio",
+    "cdnv": "cdnv",
+    "rank": "rank",
+    "condition_number": "condition_number",
+    "orthogonal_frame_distance": "orthogonal_frame_distance",
+    "simplex_etf_distance": "simplex_etf_distance",
+    "equinorm": "equinorm",
+    "equiangularity": "equiangularity",
+    "maximal_angle": "maximal_angle",
+}
+_BEFORE = {"dnc1_before": "trace_ratio", "rank_before": "rank"}
+_OF_ALL = ("fit", "regularisation", "accuracy", "self_duality", "nearest_centre")
+
+
 class Measured(NamedTuple):
     """One run on all images.
 
     Attributes:
       fit, regularisation: The terms of the objective.
       accuracy: The share of images whose largest logit is that of their class.
+      self_duality: NC3 of W_L and the class means of H_L, not centred, as there are no biases.
+      nearest_centre: NC4, the share of images whose largest logit is that of the nearest class mean
+        of H_L.
       before: Of layers 2, ..., L before the ReLU.
       after: Of layers 1, ..., L; layer 1 is H_1.
     """
@@ -241,6 +261,8 @@ class Measured(NamedTuple):
     fit: float
     regularisation: float
     accuracy: float
+    self_duality: float
+    nearest_centre: float
     before: list[collapse.Measures]
     after: list[collapse.Measures]
 
@@ -255,7 +277,9 @@ def load(config: Config) -> data.Dataset:
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains, measures and writes all records but the figure; returns the rows of runs.csv."""
-    images = load(config)
+    loaded: list[data.Dataset] = []
+    processes.everywhere(lambda: loaded.append(load(config)))
+    images = loaded[0]
     if images.notice and jax.process_index() == 0:
         print(images.notice, file=sys.stderr)
     recipe = config.recipe(images)
@@ -350,6 +374,7 @@ def measure(
         widths = (*layer_widths[1:], *layer_widths)  # Before, then after the ReLU.
         moments = [streaming.empty(recipe.classifier.num_classes, width) for width in widths]
         fit = regularisation = accuracy = 0.0
+        predicted = []  # The last layer with the predictions, smaller than the images.
         for first in range(0, len(labels), _EVALUATED):
             part = slice(first, first + _EVALUATED)
             terms, predictions, activations = jax.device_get(
@@ -363,17 +388,31 @@ def measure(
             layers = (*activations.before, *activations.after)
             if not math.isfinite(fit + regularisation):
                 break
+            predicted.append((layers[-1], predictions))
             moments = [
                 streaming.update(moment, layer, labels[part])
                 for moment, layer in zip(moments, layers, strict=True)
             ]
         if math.isfinite(fit + regularisation):
-            found = [collapse.measure(one, rank_tolerance=rank_tolerance) for one in moments]
+            last = variables.params["head"][f"W_{recipe.classifier.depth}"]
+            found = [collapse.measure(one, rank_tolerance=rank_tolerance) for one in moments[:-1]]
+            found.append(collapse.measure(moments[-1], rank_tolerance=rank_tolerance, weights=last))
+            nearest = collapse.nearest_centre_agreement(moments[-1], predicted)
         else:
             found = [_undefined(*one.means.shape) for one in moments]
-            fit = regularisation = accuracy = math.nan
+            fit = regularisation = accuracy = nearest = math.nan
         hidden = len(layer_widths) - 1
-        measured.append(Measured(fit, regularisation, accuracy, found[:hidden], found[hidden:]))
+        measured.append(
+            Measured(
+                fit,
+                regularisation,
+                accuracy,
+                found[-1].self_duality_uncentred,
+                nearest,
+                found[:hidden],
+                found[hidden:],
+            )
+        )
     return measured
 
 
@@ -388,15 +427,20 @@ def _undefined(num_classes: int, width: int) -> collapse.Measures:
 
 def _point(measured: Sequence[Measured]) -> dict[str, np.ndarray]:
     """What metrics.jsonl holds of a measurement, [R, 1, ...]."""
-    columns = {
-        "fit": [one.fit for one in measured],
-        "regularisation": [one.regularisation for one in measured],
-        "accuracy": [one.accuracy for one in measured],
-        "dnc1": [[layer.trace_ratio for layer in one.after] for one in measured],
-        "rank": [[layer.rank for layer in one.after] for one in measured],
-        "rank_before": [[layer.rank for layer in one.before] for one in measured],
-    }
-    return {name: np.array(values)[:, None] for name, values in columns.items()}
+    columns = {name: np.array([getattr(one, name) for one in measured]) for name in _OF_ALL}
+    columns |= {name: _stack(measured, "after", field) for name, field in _CURVES.items()}
+    columns |= {name: _stack(measured, "before", field) for name, field in _BEFORE.items()}
+    columns |= {name: _stack(measured, "after", name) for name in ("singular_values", "gram")}
+    return {name: values[:, None] for name, values in columns.items()}
+
+
+def _stack(measured: Sequence[Measured], stage: str, name: str) -> np.ndarray:
+    """A field of all layers of that stage, [R, layers, ...]; singular values end in zeros."""
+    found = [[getattr(layer, name) for layer in getattr(run, stage)] for run in measured]
+    if name == "singular_values":
+        most = len(measured[0].after[0].gram)
+        found = [[np.pad(one, (0, most - len(one))) for one in layers] for layers in found]
+    return np.array(found)
 
 
 def _reference_losses(config: Config, images: data.Dataset) -> dict[str, dict[float, float]]:
@@ -446,6 +490,8 @@ def _rows(
             "fit": one.fit,
             "regularisation": one.regularisation,
             "accuracy": one.accuracy,
+            "self_duality": one.self_duality,
+            "nearest_centre": one.nearest_centre,
             "dnc_loss": dnc_loss,
             "srg_loss": srg_loss,
             "below_dnc": loss < dnc_loss if alive and math.isfinite(dnc_loss) else None,
@@ -475,30 +521,15 @@ def _arrays(
 ) -> xarray.Dataset:
     """The arrays of results.nc, named as by `experiments.dufm_training`."""
 
-    def stack(stage: str, name: str) -> np.ndarray:
-        return np.array([[getattr(one, name) for one in getattr(run, stage)] for run in measured])
-
-    def values(stage: str) -> np.ndarray:
-        """Singular values, of a layer narrower than others with zeros behind its own."""
-        found = np.zeros((len(measured), len(getattr(measured[0], stage)), longest))
-        for index, run in enumerate(measured):
-            for layer, one in enumerate(getattr(run, stage)):
-                found[index, layer, : len(one.singular_values)] = one.singular_values
-        return found
-
-    longest = max(len(one.singular_values) for one in measured[0].after)
     variables: dict[str, Any] = {
-        "fit": (("run", "step"), outcome.curve("fit")),
-        "regularisation": (("run", "step"), outcome.curve("regularisation")),
-        "accuracy": (("run", "step"), outcome.curve("accuracy")),
-        "dnc1": (("run", "step", "layer"), outcome.curve("dnc1")),
-        "rank": (("run", "step", "layer"), outcome.curve("rank")),
-        "rank_before": (("run", "step", "hidden"), outcome.curve("rank_before")),
-        "singular_values": (("run", "layer", "index"), values("after")),
-        "singular_values_before": (("run", "hidden", "index"), values("before")),
-        "gram": (("run", "layer", "class", "other_class"), stack("after", "gram")),
-        "gram_before": (("run", "hidden", "class", "other_class"), stack("before", "gram")),
+        **{name: (("run", "step"), outcome.curve(name)) for name in _OF_ALL},
+        **{name: (("run", "step", "layer"), outcome.curve(name)) for name in _CURVES},
+        **{name: (("run", "step", "hidden"), outcome.curve(name)) for name in _BEFORE},
     }
+    for name, axes in (("singular_values", ("index",)), ("gram", ("class", "other_class"))):
+        variables[name] = (("run", "layer", *axes), _stack(measured, "after", name))
+        variables[f"{name}_before"] = (("run", "hidden", *axes), _stack(measured, "before", name))
+        variables[f"{name}_recorded"] = (("run", "step", "layer", *axes), outcome.curve(name))
     for name, losses in references.items():
         variables[name] = ("run", np.array([losses[one] for one in config.grid.weight_decay]))
     return xarray.Dataset(

@@ -146,11 +146,11 @@ PICTURES = {
 NETWORKS = {
     "network_digits": "Figure 2, bottom, on the digits: ResNet20 and a 4-layer head, DUFM-like "
     "regularisation",
-    "network_mnist": "The same on 500 images of MNIST; one of two runs, at zero, is left out",
-    "network_cifar10": "The same on 500 images of CIFAR-10: in both runs classes merge",
+    "network_mnist": "The same on a subset of MNIST",
+    "network_cifar10": "The same on a subset of CIFAR-10",
     "network_digits_standard": "Figure 4 on the digits: a 5-layer head, standard regularisation",
-    "network_mnist_standard": "The same on 500 images of MNIST",
-    "network_cifar10_standard": "The same on 500 images of CIFAR-10",
+    "network_mnist_standard": "The same on a subset of MNIST",
+    "network_cifar10_standard": "The same on a subset of CIFAR-10",
     "network_ranks": "Figures 9 and 10 on the digits: rank over weight decay and learning rate; "
     "below, how many runs fit",
 }

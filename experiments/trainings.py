@@ -287,6 +287,9 @@ def _noticed() -> Iterator[list[int]]:
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # Not in the main thread.
         before = {}
+    seen += cli.early_signals
+    if before and jax.process_count() > 1:
+        before[signal.SIGTERM] = signal.SIG_DFL  # Afterwards all is saved.
     try:
         yield seen
     finally:

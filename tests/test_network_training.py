@@ -55,6 +55,12 @@ def test_files_rows_and_figure(finished):
         for layer in (1, 2, 3):
             values = arrays.singular_values.sel(layer=layer)[index].values
             assert row[f"rank_{layer}"] == np.sum(values > config.rank_tolerance * values[0])
+            for name in ("dnc1", "cdnv", "condition_number", "rank"):
+                curve = arrays[name].sel(run=index, layer=layer)
+                assert float(curve[-1]) == pytest.approx(row[f"{name}_{layer}"])
+    np.testing.assert_allclose(arrays.gram_recorded[:, -1], arrays.gram)
+    np.testing.assert_allclose(arrays.singular_values_recorded[:, -1], arrays.singular_values)
+    assert arrays.gram_recorded.shape == (2, 3, 3, 10, 10)
     assert dufm_figure.draw(folder).read_bytes().startswith(b"\x89PNG")
 
 
@@ -88,6 +94,16 @@ def test_the_loss_is_equation_1_on_the_features_of_all_images(finished):
     fit, regularisation = dufm.loss_terms(params, problem, decay)
     assert measured[0].fit == pytest.approx(float(fit), rel=1e-5)
     assert measured[0].regularisation == pytest.approx(float(regularisation), rel=1e-5)
+
+    logits, _, _ = recipe.classifier.apply(variables, jnp.asarray(pixels), train=False)
+    last = np.asarray(activations.after[-1], np.float64)
+    means = np.stack([last[images.labels == label].mean(0) for label in range(10)])
+    distances = np.linalg.norm(last[:, None] - means, axis=2)
+    agreeing = np.argmin(distances, axis=1) == np.argmax(np.asarray(logits), axis=1)
+    assert measured[0].nearest_centre == np.mean(agreeing)
+    weights = np.asarray(variables.params["head"]["W_3"], np.float64)
+    apart = weights / np.linalg.norm(weights) - means / np.linalg.norm(means)
+    assert measured[0].self_duality == pytest.approx(np.linalg.norm(apart))
 
 
 def test_resumed_is_uninterrupted(finished, tmp_path, monkeypatch):

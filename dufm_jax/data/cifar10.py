@@ -78,17 +78,16 @@ def _find(data_dir: str, names: Sequence[str]) -> Path:
 
 
 def _notice(contents: Mapping[str, bytes], checksums: Mapping[str, str]) -> str:
-    deviating = [
-        name
+    deviating = {
+        name: len(content) // RECORD
         for (name, checksum), content in zip(checksums.items(), contents.values(), strict=True)
         if files.sha256(content) != checksum
-    ]
+    }
     if not deviating:
         return ""
-    found = sum(len(content) // RECORD for content in contents.values())
     return (
-        f"These {found:,} of {RECORDS * len(checksums):,} CIFAR-10 images are not the official "
-        f"bytes: the SHA-256 of {', '.join(deviating)} differs."
+        f"These {sum(deviating.values()):,} of {RECORDS * len(checksums):,} CIFAR-10 images are "
+        f"not the official bytes: the SHA-256 of {', '.join(deviating)} differs."
     )
 
 
