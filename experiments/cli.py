@@ -155,6 +155,9 @@ def launch(
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Some send it again.
             print(interruption, file=sys.stderr)
             raise SystemExit(interruption.status) from interruption
+        except KeyboardInterrupt as interruption:
+            print("stopped by SIGINT.", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from interruption
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:

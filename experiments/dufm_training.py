@@ -47,7 +47,8 @@ from experiments import cli, dufm_figure, estimates, records, trainings
 
 _MOST_SEEDS = 1_000_000
 _RECORDS = 400  # Recorded points where --record_every is not given.
-_RECORDS_PER_ROUND = 10
+# Signals and checkpoints wait for the end of a round: seconds on a few cores.
+_MOST_PER_ROUND, _OPERATIONS_PER_ROUND = 10, 1e12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,24 @@ class Config:
         seeds = range(self.first_seed, self.first_seed + self.num_seeds)
         return sweep.Grid.product(seeds, self.weight_decay, self.learning_rate)
 
+    @property
+    def steps_per_record(self) -> int:
+        """--record_every, or its default."""
+        return self.record_every or max(1, self.num_steps // _RECORDS)
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of a run that is not reduced."""
+        per_step = estimates.floating_operations(self.problem, self.problem.num_samples)
+        return float(per_step) * self.num_steps
+
+    @property
+    def records_per_round(self) -> int:
+        """As many as take seconds; of the settings alone, so that all processes agree."""
+        steps = self.num_steps / self.steps_per_record
+        operations = self.operations * self.grid.num_runs / steps
+        return max(1, min(_MOST_PER_ROUND, int(_OPERATIONS_PER_ROUND / operations)))
+
 
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "quick": {"num_steps": 60_000}}
 
@@ -175,14 +194,14 @@ def _descend(config: Config, snapshot: sweep.Snapshot | None) -> Iterator[traini
         config.problem,
         config.grid.take(processes.share(config.grid.num_runs)),
         num_steps=config.num_steps,
-        record_every=config.record_every or max(1, config.num_steps // _RECORDS),
-        records_per_chunk=_RECORDS_PER_ROUND,
+        record_every=config.steps_per_record,
+        records_per_chunk=config.records_per_round,
         init=init,
         reduce=config.reduce,
         stop_when_converged=config.stop_when_converged,
         runs_per_device=config.runs_per_device or None,
         snapshot=snapshot,
-        pause=_RECORDS_PER_ROUND if jax.process_count() > 1 else None,
+        pause=config.records_per_round if jax.process_count() > 1 else None,
     ):
         curves = progress.curves
         yield trainings.Round(
@@ -353,10 +372,9 @@ def main(config: Config) -> None:
     if jax.process_index() == 0:
         print(
             estimates.describe(
-                config.problem,
                 config.grid.num_runs,
-                config.num_steps,
-                jnp.dtype(config.dtype).itemsize,
+                config.operations,
+                estimates.memory(config.problem, 1, jnp.dtype(config.dtype).itemsize),
                 config.runs_per_device,
             )
         )

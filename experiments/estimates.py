@@ -41,21 +41,24 @@ def memory(problem: Problem, num_runs: int, itemsize: int) -> int:
     return num_runs * itemsize * (3 * parameters + 2 * layers)
 
 
-def describe(
-    problem: Problem, num_runs: int, num_steps: int, itemsize: int, runs_per_device: int = 0
-) -> str:
+def describe(num_runs: int, operations: float, run_bytes: int = 0, runs_per_device: int = 0) -> str:
     """What is ahead, in a sentence: devices, memory, and the time at the rate of large products.
 
     Small matrices reach a part of that rate; runs whose classes have collapsed need a part of the
     operations.
+
+    Args:
+      num_runs: R, of all processes together.
+      operations: Floating-point operations of a run.
+      run_bytes: Memory of a run, or 0 if unknown.
+      runs_per_device: The most at once, or 0 for all.
     """
     devices = jax.device_count()
     share = -(-num_runs // devices)
     held = min(share, runs_per_device or share)
-    operations = floating_operations(problem, problem.num_samples) * share * num_steps
-    seconds = operations / (peak(repeats=3) / jax.local_device_count())
+    seconds = operations * share / (peak(repeats=3) / jax.local_device_count())
+    memory = f"about {held * run_bytes / 1e6:,.1f} MB a device, and " if run_bytes else ""
     return (
-        f"{num_runs} runs on {devices} devices of {jax.process_count()} processes, {held} at once "
-        f"on each: about {memory(problem, held, itemsize) / 1e6:,.1f} MB a device, and "
-        f"{seconds:,.0f} s at the rate of large matrix products."
+        f"{num_runs:,} runs on {devices} devices of {jax.process_count()} processes, {held:,} at "
+        f"once on each: {memory}{seconds:,.0f} s at the rate of large matrix products."
     )

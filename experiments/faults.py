@@ -6,9 +6,13 @@ Each fault is done to `experiments.dufm_training` in a program of its own, as of
 say, at random moments; what it leaves is resumed with --resume. A try counts as good if the files
 runs.csv, results.nc and, but for timings, metrics.jsonl are then byte for byte those of an
 undisturbed run (for several processes: losses to 1e-5), and if what had to be refused was refused
-in one sentence with status 1. faults.csv has a row a fault.
+in one sentence with status 1. faults.csv has a row a fault, and notes in what the kills and stops
+have hit: the start (imports, compilation), the descent with its metrics, a checkpoint being
+written, or the end (the last measurement and the figure).
 """
 
+import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -79,6 +83,8 @@ class Bench:
         started = time.perf_counter()
         self.finish(self.whole)
         self.seconds = time.perf_counter() - started
+        self.descent = json.loads(_metrics(self.whole)[-1])["seconds"]
+        self.notes: collections.Counter[str] = collections.Counter()  # Of the fault in progress.
 
     def command(self, out: Path, *flags: str) -> list[str]:
         """A sweep into `out` that saves often."""
@@ -140,8 +146,12 @@ def _numbered(out: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.isdigit())
 
 
+def _metrics(out: Path) -> list[str]:
+    return (out / records.METRICS).read_text().splitlines()
+
+
 def _lines(out: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (out / records.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in _metrics(out)]
     for line in lines:
         del line["seconds"]
     return lines
@@ -176,10 +186,17 @@ def stop(bench: Bench, times: int) -> Iterator[bool]:
 def _signalled(bench: Bench, times: int, number: int, statuses: set[int]) -> Iterator[bool]:
     out, pending = bench.new(), 0
     while pending < times:
+        started = time.time()
         job = bench.start(out, "--resume")
+        delay = bench.random.uniform(0, bench.seconds)
+        if bench.random.random() < 0.75:  # Else most would hit the start.
+            while _stage(out, started) == "start" and job.poll() is None:
+                time.sleep(0.01)
+            delay = bench.random.uniform(0, bench.descent + 2)
         try:
-            job.wait(bench.random.uniform(0, 1.2 * bench.seconds))
+            job.wait(delay)
         except subprocess.TimeoutExpired:
+            bench.notes[_stage(out, started)] += 1
             job.send_signal(number)
             pending += 1
         said = job.communicate()[1]
@@ -192,6 +209,19 @@ def _signalled(bench: Bench, times: int, number: int, statuses: set[int]) -> Ite
             out, pending, times = bench.new(), 0, times - pending
     bench.finish(out)
     yield from [bench.same(out)] * pending
+
+
+def _stage(out: Path, started: float) -> str:
+    """What a program that began at that time is at."""
+    if (out / records.RUNS).exists():
+        return "end"
+    if (out / checkpoints.FOLDER).exists():
+        names = [path.name for path in (out / checkpoints.FOLDER).iterdir()]
+        if not all(name.isdigit() for name in names):
+            return "checkpoint"
+    metrics = out / records.METRICS
+    begun = metrics.exists() and metrics.stat().st_size and metrics.stat().st_mtime > started
+    return "descent" if begun else "start"
 
 
 def damage(bench: Bench, times: int) -> Iterator[bool]:
@@ -208,31 +238,46 @@ def damage(bench: Bench, times: int) -> Iterator[bool]:
             del content[place:]
         path.write_bytes(content)
         said = bench.finish(out)
+        bench.notes["told and left out" if "is damaged" in said else "harmless"] += 1
         yield bench.same(out) and "Traceback" not in said
+
+
+@contextlib.contextmanager
+def _mounted(place: Path, options: str) -> Iterator[None]:
+    """A small file system of its own."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def full_disk(bench: Bench, times: int) -> Iterator[bool]:
     """No space left while checkpoints or metrics are written; resumed with more space."""
     for _ in range(times):
         place = bench.new()
-        place.mkdir()
-        size = bench.random.randrange(60, 400)
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(place)], check=True
-        )
-        try:
+        with _mounted(place, f"size={bench.random.randrange(60, 400)}k"):
             job = bench.start(place / "out")
             said = _said(job)
             refused = job.returncode == 1 and _is_sentence(said)
             subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
             bench.finish(place / "out")
             yield refused and bench.same(place / "out")
-        finally:
-            subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def unwritable(bench: Bench, times: int) -> Iterator[bool]:
-    """An --out that cannot be a folder."""
+def read_only(bench: Bench, times: int) -> Iterator[bool]:
+    """An --out on a file system that is read only."""
+    for _ in range(times):
+        place = bench.new()
+        with _mounted(place, "ro"):
+            job = bench.start(place / "out")
+            said = _said(job)
+            yield job.returncode == 1 and _is_sentence(said)
+
+
+def no_folder(bench: Bench, times: int) -> Iterator[bool]:
+    """An --out below a file, that cannot be a folder."""
     for _ in range(times):
         file = bench.new()
         file.write_text("a file\n")
@@ -326,6 +371,9 @@ def diverged(bench: Bench, times: int) -> Iterator[bool]:
         yield reported and len(wild) == 2 * len(calm) and near
 
 
+_MOUNTED = (full_disk, read_only)
+
+
 def run(config: Config) -> list[dict[str, Any]]:
     """Does everything; returns the rows of faults.csv."""
     folder = records.claim(config.out, config.overwrite)
@@ -336,22 +384,31 @@ def run(config: Config) -> list[dict[str, Any]]:
         (damage, config.damages),
         *(
             (fault, config.others)
-            for fault in (full_disk, unwritable, lost_process, two_programs, clock, diverged)
+            for fault in (
+                full_disk,
+                read_only,
+                no_folder,
+                lost_process,
+                two_programs,
+                clock,
+                diverged,
+            )
         ),
     ]
     rows = []
     with tempfile.TemporaryDirectory() as place:
         bench = Bench(Path(place), config.num_steps, random.Random(config.seed))
         for fault, times in faults:
-            left_out = ""
-            if fault is full_disk and (os.geteuid() != 0 or not shutil.which("mount")):
-                left_out, times = "needs root and mount", 0
+            note = ""
+            bench.notes.clear()
+            if fault in _MOUNTED and (os.geteuid() != 0 or not shutil.which("mount")):
+                note, times = "left out: needs root and mount", 0
             started = time.perf_counter()
             results: list[bool] = []
             try:
                 results.extend(fault(bench, times))
             except subprocess.CalledProcessError as error:  # The fault could not be done.
-                left_out = f"{error.cmd[0]} failed"
+                note = f"left out: {error.cmd[0]} failed"
             except RuntimeError as error:  # A sweep went wrong; this fault is not tried again.
                 print(error, file=sys.stderr)
                 results.append(False)
@@ -360,12 +417,12 @@ def run(config: Config) -> list[dict[str, Any]]:
                     "fault": (fault.__doc__ or "").rstrip("."),
                     "times": len(results),
                     "good": sum(results),
-                    "left_out": left_out,
+                    "note": note or ", ".join(f"{n} {what}" for what, n in bench.notes.items()),
                     "seconds": time.perf_counter() - started,
                 }
             )
             row = rows[-1]
-            print(f"{row['good']} of {row['times']}  {row['fault']}  {left_out}", flush=True)
+            print(f"{row['good']} of {row['times']}  {row['fault']}  {row['note']}", flush=True)
             records.write_csv(folder / FAULTS, rows)
     return rows
 

@@ -29,7 +29,7 @@ config.json (with what the check found), and prints the tables. The columns of m
   warm_up_seconds                the first epoch of all seeds, with compilation; what a row above
                                  has compiled for the same device is not compiled again
   threads, devices               PyTorch's threads, or the cores that JAX's devices share
-  gigaflops_a_step               by `floating_operations`
+  gigaflops_a_step               by `network_training.floating_operations`
   share_of_peak                  of them at the median, over gigaflops_peak, that of the products
                                  of large float32 matrices on all cores
 """
@@ -49,7 +49,7 @@ import numpy as np
 import tqdm
 
 from dufm_jax import sweep
-from dufm_jax.networks import classifier, resnet, runs, training
+from dufm_jax.networks import classifier, runs, training
 from experiments import benchmark, benchmark_figure, cli, estimates, network_training, records
 
 NUM_CLASSES = 10
@@ -170,26 +170,6 @@ def random_images(config: Config, size: str) -> tuple[np.ndarray, np.ndarray]:
     return generator.standard_normal(shape, np.float32), np.arange(shape[0]) % NUM_CLASSES
 
 
-def floating_operations(network: classifier.Classifier, image_shape: Sequence[int]) -> int:
-    """Of a training step, per image: three products a layer, of two operations an entry each.
-
-    Backward are those for the kernel and for the input, whose share in the first layer, where it is
-    not needed, is counted as well. A tap of a 3x3 kernel counts in the margin too; normalisation,
-    ReLU and pooling do not.
-    """
-    height, width, channels = image_shape
-    into = resnet.CHANNELS[0]
-    forward = height * width * 9 * channels * into
-    for out in resnet.CHANNELS:
-        if out != into:
-            height, width = -(-height // 2), -(-width // 2)
-        forward += height * width * 9 * (into + (2 * network.blocks - 1) * out) * out
-        into = out
-    sizes = (*network.widths, network.num_classes)
-    forward += sum(below * above for below, above in itertools.pairwise(sizes))
-    return 3 * 2 * forward
-
-
 def parity(
     recipe: training.Recipe,
     strengths: training.Strengths,
@@ -293,7 +273,9 @@ def rows(config: Config, size: str) -> list[dict[str, Any]]:
     """Those of methods.csv for images of one size."""
     images, labels = random_images(config, size)
     peak = estimates.peak()
-    operations = floating_operations(config.recipe.classifier, SHAPES[size]) * config.batch_size
+    operations = config.batch_size * network_training.floating_operations(
+        config.recipe.classifier, SHAPES[size]
+    )
     methods = [
         method
         for seeds in sorted({1, config.num_seeds})

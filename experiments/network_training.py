@@ -22,6 +22,7 @@ A run that is interrupted goes on from its last checkpoint with --resume.
 
 import dataclasses
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ from jaxtyping import Array
 
 from dufm_jax import Decay, Problem, collapse, data, processes, streaming, structure, sweep
 from dufm_jax.networks import classifier, resnet, runs, training
-from experiments import cli, dufm_figure, dufm_training, records, trainings
+from experiments import cli, dufm_figure, dufm_training, estimates, records, trainings
 
 _CLASSES = 10  # Of each data set.
 _DEEPEST = 1_000
@@ -95,12 +96,16 @@ class Config:
     rank_tolerance: float = cli.flag(
         1e-2, "Singular values below this share of the largest count as zero."
     )
+    runs_per_device: int = cli.flag(
+        0, "The most runs trained at once on a GPU or TPU, to bound the memory; 0 for all."
+    )
     checkpoint_seconds: float = cli.flag(30.0, trainings.SECONDS)
     resume: bool = cli.flag(False, trainings.RESUME)
     overwrite: bool = cli.flag(False, trainings.OVERWRITE)
 
     def __post_init__(self) -> None:
         cli.check(self)
+        cli.check_least(self, 0, "runs_per_device")
         if self.samples_per_class < 0:
             raise ValueError(
                 f"--samples_per_class must be positive, or 0, got {self.samples_per_class}."
@@ -267,6 +272,26 @@ class Measured(NamedTuple):
     after: list[collapse.Measures]
 
 
+def floating_operations(network: classifier.Classifier, image_shape: Sequence[int]) -> int:
+    """Of a training step, per image: three products a layer, of two operations an entry each.
+
+    Backward are those for the kernel and for the input, whose share in the first layer, where it is
+    not needed, is counted as well. A tap of a 3x3 kernel counts in the margin too; normalisation,
+    ReLU and pooling do not.
+    """
+    height, width, channels = image_shape
+    into = resnet.CHANNELS[0]
+    forward = height * width * 9 * channels * into
+    for out in resnet.CHANNELS:
+        if out != into:
+            height, width = -(-height // 2), -(-width // 2)
+        forward += height * width * 9 * (into + (2 * network.blocks - 1) * out) * out
+        into = out
+    sizes = (*network.widths, network.num_classes)
+    forward += sum(below * above for below, above in itertools.pairwise(sizes))
+    return 3 * 2 * forward
+
+
 def load(config: Config) -> data.Dataset:
     """The images, class by class."""
     images = data.load(config.dataset, config.data_dir)
@@ -289,6 +314,13 @@ def run(config: Config) -> list[dict[str, Any]]:
         "notice": images.notice,
     }
     pixels, _ = data.standardise(images.images)
+    if jax.process_index() == 0:
+        per_image = floating_operations(recipe.classifier, pixels.shape[1:])
+        operations = float(per_image) * recipe.num_samples * config.num_epochs
+        ahead = estimates.describe(
+            config.grid.num_runs, operations, runs_per_device=config.runs_per_device
+        )
+        print(ahead, file=sys.stderr)
     outcome = trainings.carry_out(
         config,
         functools.partial(_descend, config, recipe, pixels, images.labels),
@@ -336,7 +368,16 @@ def _descend(
         state = runs.start(recipe, grid.seed, pixels.shape[1:], strengths)
         yield after(0, state, np.full(grid.num_runs, math.nan))
     for epoch in range(int(state.step[0]) // recipe.steps_per_epoch, config.num_epochs):
-        state, terms = runs.train_epoch(recipe, state, strengths, grid.seed, epoch, pixels, labels)
+        state, terms = runs.train_epoch(
+            recipe,
+            state,
+            strengths,
+            grid.seed,
+            epoch,
+            pixels,
+            labels,
+            runs_per_device=config.runs_per_device or None,
+        )
         yield after(epoch + 1, state, np.asarray(terms.fit + terms.regularisation)[:, -1])
 
 

@@ -32,7 +32,7 @@ import numpy as np
 import tqdm
 import xarray
 
-from experiments import cli, dufm_training, phase_figure, records, studies
+from experiments import cli, dufm_training, estimates, phase_figure, records, studies
 
 DIMENSIONS = ("num_classes", "depth", "width", "weight_decay", "learning_rate")
 
@@ -235,6 +235,9 @@ def mean(arrays: xarray.Dataset) -> xarray.Dataset:
 
 def main(config: Config) -> None:
     """Trains, draws and says how many runs found what."""
+    runs = [training.grid.num_runs for training in config.trainings]
+    mean_operations = np.average([one.operations for one in config.trainings], weights=runs)
+    print(estimates.describe(sum(runs), float(mean_operations)))
     arrays = run(config)
     means = mean(arrays)
     print(f"{int(arrays.runs.sum()):,} runs, of which {int(arrays.diverged.sum())} diverged:")

@@ -197,8 +197,8 @@ def faults_table() -> str:
         return "No records yet."
     lines = ["| fault | times | good |", "| --- | ---: | ---: |"]
     for row in records.read_csv(FAULTS / faults.FAULTS):
-        left_out = f" ({row['left_out']})" if row["left_out"] else ""
-        lines.append(f"| {row['fault']}{left_out} | {row['times']} | {row['good']} |")
+        note = f" ({row['note']})" if row["note"] else ""
+        lines.append(f"| {row['fault']}{note} | {row['times']} | {row['good']} |")
     config = records.read_config(FAULTS)
     total = f"{config['date']}, {config['num_devices']} x {config['devices'][0]}."
     return "\n".join([*lines, "", total])

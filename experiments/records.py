@@ -107,10 +107,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(plain(content), indent=2) + "\n")
 
 
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """One more line of a JSON Lines file, flushed at once."""
+def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """More lines of a JSON Lines file, on the disk before this returns."""
     with path.open("a") as file:
-        file.write(json.dumps(plain(content)) + "\n")
+        file.writelines(json.dumps(plain(line)) + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

@@ -180,6 +180,11 @@ def carry_out(
     current = next(rounds)
     saved = checkpoints.load(_content(current, False, 0)) if resume else None
     if saved is None:
+        if resume and (folder / records.RUNS).exists():
+            raise ValueError(
+                f"{folder} holds results but no checkpoint to go on from; start again with "
+                "--overwrite."
+            )
         done, seconds = 0, 0.0
         lines: list[dict[str, Any]] = []
         rounds = itertools.chain([current], rounds)
@@ -252,8 +257,7 @@ def _record(
         point = {name: values[:, index] for name, values in curves.items()}
         lines.append(records.plain({**marks, "seconds": seconds, **point}))
     if jax.process_index() == 0:
-        for line in lines[-count:]:
-            records.append_line(folder / records.METRICS, line)
+        records.append_lines(folder / records.METRICS, lines[-count:])
 
 
 def _lines(folder: Path, unit: str, done: int) -> list[dict[str, Any]]:

@@ -370,5 +370,5 @@ def test_json_has_no_numbers_that_are_none(tmp_path):
 
 def test_lines_are_appended(tmp_path):
     for step in (0, 1):
-        records.append_line(tmp_path / "metrics.jsonl", {"step": np.int64(step)})
+        records.append_lines(tmp_path / "metrics.jsonl", [{"step": np.int64(step)}])
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("flax", reason="the networks need flax, of the extra `networks`")
 
 from dufm_jax.networks import classifier, runs, training
-from experiments import benchmark_figure, network_benchmark, records
+from experiments import benchmark_figure, network_benchmark, network_training, records
 
 TINY = {
     "images": "digits",
@@ -65,7 +65,7 @@ def test_floating_operations_are_those_of_the_program(size, blocks):
     program = jax.make_jaxpr(lambda *values: network.apply(*values, train=True))(variables, images)
     forward = 2 * products(program.jaxpr)
     # Per image, and backward twice as much again.
-    assert network_benchmark.floating_operations(network, shape) == 3 * forward / 2
+    assert network_training.floating_operations(network, shape) == 3 * forward / 2
 
 
 def test_command_times_this_package_and_what_is_installed(tmp_path):

@@ -166,6 +166,17 @@ def test_truncated_records_are_not_resumed(finished, tmp_path, name, kept):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_results_without_a_checkpoint_are_not_trained_again(finished, tmp_path):
+    whole, _ = finished
+    shutil.copytree(whole.out, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "checkpoints")
+    config = network_training.Config(out=str(tmp_path / "copy"), resume=True, **TINY)
+    with pytest.raises(ValueError, match="no checkpoint") as error:
+        network_training.run(config)
+    cases.assert_one_sentence(str(error.value))
+    assert _lines(tmp_path / "copy") == _lines(Path(whole.out))
+
+
 def test_a_run_interrupted_before_its_first_checkpoint_begins_again(
     finished, tmp_path, monkeypatch
 ):

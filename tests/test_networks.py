@@ -306,6 +306,24 @@ def test_vmapped_equals_looped():
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_few_runs_at_once_on_a_device(at_once):
+    state = runs.start(RECIPE, SEEDS, SHAPE, GRID)
+    ours = runs.train_epoch(
+        RECIPE,
+        state,
+        GRID,
+        SEEDS,
+        0,
+        *draw(12),
+        way="vmapped",
+        devices=jax.local_devices()[:1],
+        runs_per_device=at_once,
+    )
+    for left, right in zip(jax.tree.leaves(ours), jax.tree.leaves(train(range(1))), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
+
+
 def test_a_run_does_not_depend_on_its_neighbours():
     both, alone = trained(), train(chosen=[1])
     assert_equal(jax.tree.map(lambda leaf: leaf[1:2], both), alone)

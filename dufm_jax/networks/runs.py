@@ -56,6 +56,7 @@ def train_epoch(
     *,
     way: str = "auto",
     devices: Sequence[jax.Device] | None = None,
+    runs_per_device: int | None = None,
 ) -> tuple[State, Terms]:
     """One epoch of SGD of all runs, each with a shuffling of its own.
 
@@ -73,6 +74,7 @@ def train_epoch(
       way: One of `WAYS`: each device's runs at once or one after the other; by default at once,
         but on CPUs one after the other.
       devices: Where to run; by default all local devices.
+      runs_per_device: The most of a device's runs at once; by default all, or one where looped.
 
     Returns:
       The states after the epoch and the terms of the objective before each step, leaves
@@ -92,7 +94,10 @@ def train_epoch(
     if way == "auto":
         way = "looped" if devices[0].platform == "cpu" else "vmapped"
     count = len(state.step)
-    num_groups = count if way == "looped" else min(len(devices), count)
+    num_groups = count
+    if way == "vmapped":
+        at_once = runs_per_device or -(-count // len(devices))
+        num_groups = max(min(len(devices), count), -(-count // at_once))
     used = devices[:num_groups]
     shared = [jax.device_put((images, labels, epoch), device) for device in used]
     groups = []
