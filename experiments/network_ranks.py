@@ -1,7 +1,7 @@
 r"""The rank of the head over weight decay and learning rate: Figures 9 and 10 of the paper.
 
   python -m experiments.network_ranks                      # digits, half an hour on 2 cores
-  python -m experiments.network_ranks --dataset=cifar10 --data_dir=FOLDER --samples_per_class=0 ...
+  python -m experiments.network_ranks --preset=cifar10     # at the paper's size, for a GPU; mnist
 
 Three sweeps of `experiments.network_training`, each in a folder of its own below --out, drawn side
 by side in figure.png:
@@ -39,6 +39,7 @@ class Config:
     """All three sweeps."""
 
     out: str = cli.flag("results/network_ranks", "Folder for the results.")
+    part: str = cli.flag("all", "Which of the sweeps.", ("all", *PARTS))
     dataset: str = cli.flag("digits", "The images.", data.NAMES)
     data_dir: str = cli.flag("", "Folder with the files of mnist or cifar10; empty to download.")
     samples_per_class: int = cli.flag(50, "n; 0 for as many as the smallest class has.")
@@ -53,7 +54,7 @@ class Config:
     standard_decays: Sequence[float] = cli.flag(
         tuple(2.0 ** np.arange(-6.5, -4.4, 0.5)), "standard: the weight decays."
     )
-    standard_seeds: int = cli.flag(3, "standard: runs for each.")
+    standard_seeds: int = cli.flag(4, "standard: runs for each.")
     num_epochs: int = cli.flag(500, "Of the first two sweeps.")
     warmup_epochs: int = cli.flag(60, "Of the first two sweeps.")
     standard_epochs: int = cli.flag(400, "Of the last sweep.")
@@ -88,7 +89,7 @@ class Config:
         standard |= {"num_epochs": self.standard_epochs, "measure_every": self.standard_epochs}
         standard["warmup_epochs"] = min(standard["warmup_epochs"], self.standard_epochs // 2)
         make = network_training.Config
-        return {
+        sweeps = {
             "decay": make(
                 out=str(Path(self.out) / "decay"),
                 weight_decay=tuple(self.decays),
@@ -107,10 +108,20 @@ class Config:
                 **(standard | {"weight_decay": tuple(self.standard_decays)}),
             ),
         }
+        return sweeps if self.part == "all" else {self.part: sweeps[self.part]}
 
 
+_PAPER: dict[str, Any] = {
+    "samples_per_class": 0,
+    "features_decay": 5e-6,
+    "batch_size": 128,
+    "num_epochs": 400,
+    "warmup_epochs": 1,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
+    "cifar10": {"dataset": "cifar10", **_PAPER},
+    "mnist": {"dataset": "mnist", **_PAPER},
     "quick": {
         "decays": (0.004, 0.01),
         "decay_seeds": 1,
@@ -182,15 +193,21 @@ def summarise(
 def draw(folder: Path) -> Path:
     """Writes the figure from the records and returns its path."""
     rows = records.read_csv(folder / SUMMARY)
+    parts = [part for part in PARTS if any(row["part"] == part for row in rows)]
     figure, axes = plt.subplots(
-        1, len(PARTS), figsize=(11.5, 3.6), layout="constrained", sharey=True
+        1,
+        len(parts),
+        figsize=(0.7 + 3.6 * len(parts), 3.6),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
     )
     labels = {
         "decay": (r"$\log_2$ weight decay", "DUFM-like regularisation"),
         "rate": (r"$\log_2$ learning rate", "DUFM-like regularisation"),
         "standard": (r"$\log_2$ weight decay", "standard regularisation"),
     }
-    for axis, part in zip(axes, PARTS, strict=True):
+    for axis, part in zip(axes[0], parts, strict=True):
         own = [row for row in rows if row["part"] == part]
         chosen = [row for row in own if row["rank_mean"]]
         for index, (name, meaning) in enumerate(_LAYERS.items()):
@@ -213,8 +230,8 @@ def draw(folder: Path) -> Path:
         xlabel, title = labels[part]
         axis.set(xlabel=xlabel, title=f"{title}, L = {own[0]['depth']}", ylim=(0, 10.5))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("mean rank of the intermediate layers")
-    axes[0].legend(fontsize=8)
+    axes[0, 0].set_ylabel("mean rank of the intermediate layers")
+    axes[0, 0].legend(fontsize=8)
     return panels.save(figure, folder / records.FIGURE, dpi=130)
 
 
