@@ -74,7 +74,7 @@ class Grid(NamedTuple):
         """R."""
         return len(self.seed)
 
-    def take(self, runs: Int[np.ndarray, " S"]) -> "Grid":
+    def take(self, runs: Int[np.ndarray, " S"] | slice) -> "Grid":
         """Those runs alone."""
         return Grid(*(column[runs] for column in self))
 
@@ -303,7 +303,11 @@ def run(
         # On one device, one run after the other: the orthogonal draws call LAPACK, which XLA:CPU
         # can wait for forever when it is batched.
         start = jax.jit(functools.partial(jax.lax.map, begin))
-        state, curves = jax.device_get(start(tuple(grid)))
+        pieces = [
+            jax.device_get(start(tuple(grid.take(slice(first, first + at_once)))))
+            for first in range(0, grid.num_runs, at_once)
+        ]
+        state, curves = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
         anchor = state.params  # Where each run was when its convergence was last looked at.
         done = 0
         yield progress([(np.array([0]), curves)])
