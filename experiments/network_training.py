@@ -120,6 +120,11 @@ class Config:
                 f"--measure_every must be from 1 to --num_epochs={self.num_epochs}, got "
                 f"{self.measure_every}."
             )
+        if not 0 <= self.warmup_epochs < self.num_epochs:
+            raise ValueError(
+                f"--warmup_epochs must be at least 0 and below --num_epochs={self.num_epochs}, got "
+                f"{self.warmup_epochs}."
+            )
         if not 0 < self.rank_tolerance < 1:
             raise ValueError(f"--rank_tolerance must be in (0, 1), got {self.rank_tolerance}.")
         if not self.features_decay > 0:

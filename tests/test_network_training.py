@@ -111,10 +111,10 @@ def test_resumed_is_uninterrupted(finished, tmp_path, monkeypatch):
     config = network_training.Config(out=str(tmp_path / "cut"), checkpoint_seconds=0.0, **TINY)
     train_epoch = runs.train_epoch
 
-    def interrupted(recipe, state, strengths, seeds, epoch, *rest):
+    def interrupted(recipe, state, strengths, seeds, epoch, *rest, **options):
         if epoch == 3:
             raise KeyboardInterrupt
-        return train_epoch(recipe, state, strengths, seeds, epoch, *rest)
+        return train_epoch(recipe, state, strengths, seeds, epoch, *rest, **options)
 
     monkeypatch.setattr(runs, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
