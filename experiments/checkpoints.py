@@ -1,10 +1,12 @@
 """Checkpoints of a training: written whole by Orbax, verified when read, the last few kept.
 
-They are numbered consecutively. In a job of several processes saving is collective, and any number
-of processes can read them.
+They are numbered consecutively, each a folder of Orbax's and, once it is whole, a file of its check
+sums for `sha256sum --check`: Orbax's storage does not notice every flipped bit. In a job of several
+processes saving is collective, and any number of processes can read them.
 """
 
 import contextlib
+import functools
 import gc
 import hashlib
 import logging
@@ -19,10 +21,11 @@ import numpy as np
 from orbax.checkpoint import v1 as orbax
 
 from dufm_jax import processes
+from experiments import records
 
 FOLDER = "checkpoints"
 _KEPT = 2
-_DIGESTS = "digests"
+SUMS = ".sha256"
 _ASIDE = ".damaged"
 
 
@@ -48,13 +51,12 @@ class Checkpoints:
           OSError: if it cannot be written; the earlier ones are still there.
         """
         numbers = self._numbers()
-        leaves = _named(content)
-        leaves[_DIGESTS] = _digests(list(leaves.values()))
         # On a network's file system another process may not see the last one yet.
         path = self.folder / f"{processes.of_first(numbers[-1] + 1 if numbers else 0):06d}"
         with _quiet():
             try:
-                _write(path, processes.whole(leaves))
+                _write(path, processes.whole(_named(content)))
+                processes.everywhere(functools.partial(_seal, path))
             except (ValueError, OSError) as error:  # What Orbax makes of a full disk.
                 reason = _first(error)
             else:
@@ -63,7 +65,7 @@ class Checkpoints:
             raise OSError(f"the checkpoint {path} cannot be written ({reason}).")
         if jax.process_index() == 0:
             for number in numbers[: len(numbers) + 1 - _KEPT]:
-                shutil.rmtree(self.folder / f"{number:06d}", ignore_errors=True)
+                _remove(self.folder / f"{number:06d}")
 
     def load(self, like: Any) -> Any | None:
         """The last one that is whole, or None if there is none; collective.
@@ -99,6 +101,7 @@ class Checkpoints:
                 aside = path.with_suffix(_ASIDE)
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
+                _remove(path)
         if found or any(self.folder.glob(f"*{_ASIDE}")):
             raise ValueError(
                 f"none of the checkpoints in {self.folder} is whole; start anew with --overwrite."
@@ -112,25 +115,24 @@ class Checkpoints:
     def _tidy(self) -> None:
         """Removes what a save left that was cut off."""
         if jax.process_index() == 0 and self.folder.exists():
-            for path in self.folder.iterdir():
-                if not path.name.isdigit() and path.suffix != _ASIDE:
-                    shutil.rmtree(path, ignore_errors=True)
+            whole = {f"{number:06d}" for number in self._numbers()}
+            for path in list(self.folder.iterdir()):
+                if path.stem not in whole and path.suffix != _ASIDE:
+                    _remove(path)
 
     def _numbers(self) -> list[int]:
-        """In order; Orbax gives a checkpoint its name once it is whole."""
-        if not self.folder.exists():
-            return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        """Of those that are whole, in order."""
+        found = self.folder.glob(f"*{SUMS}")
+        return sorted(int(path.stem) for path in found if path.with_suffix("").is_dir())
 
     def _read(self, path: Path, like: Any) -> Any:
+        if _sums(path) != path.with_suffix(SUMS).read_bytes():
+            raise ValueError("its content is not what was saved")
         abstract = jax.tree.map(
             lambda leaf: np.empty(leaf.shape, leaf.dtype), orbax.metadata(path).metadata
         )
         leaves = orbax.load(path, abstract)
-        digests = leaves.pop(_DIGESTS)
         values = [np.asarray(leaves[name]) for name in sorted(leaves)]
-        if not np.array_equal(_digests(values), digests):
-            raise ValueError("its content is not what was saved")
         template, structure = jax.tree.flatten(like)
         if [leaf.dtype for leaf in values] != [np.asarray(leaf).dtype for leaf in template]:
             raise ValueError("it holds other arrays")
@@ -160,15 +162,30 @@ def _named(content: Any) -> dict[str, np.ndarray]:
     return {f"{index:04d}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
 
 
-def _digests(leaves: list[np.ndarray]) -> np.ndarray:
-    """The SHA-256 of each run's content, [R, 32]: the storage does not notice every flipped bit."""
-    rows = []
-    for index in range(len(leaves[0])):
-        digest = hashlib.sha256()
-        for leaf in leaves:
-            digest.update(np.ascontiguousarray(leaf[index]).tobytes())
-        rows.append(np.frombuffer(digest.digest(), np.uint8))
-    return np.stack(rows)
+def _sums(path: Path) -> bytes:
+    """A line for each file of a checkpoint, as sha256sum has them."""
+    lines = []
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            lines.append(f"{digest}  {file.relative_to(path.parent)}\n")
+    return "".join(lines).encode()
+
+
+def _seal(path: Path) -> None:
+    """Makes a checkpoint count."""
+    if jax.process_index() == 0:
+        with records.replacing(path.with_suffix(SUMS)) as temporary:
+            temporary.write_bytes(_sums(path))
+
+
+def _remove(path: Path) -> None:
+    """A checkpoint or what there is of it; from here on it does not count."""
+    path.with_suffix(SUMS).unlink(missing_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, leaves: dict[str, Any]) -> None:

@@ -140,10 +140,9 @@ class Bench:
 
 
 def _numbered(out: Path) -> list[Path]:
-    folder = out / checkpoints.FOLDER
-    if not folder.exists():
-        return []
-    return sorted(path for path in folder.iterdir() if path.name.isdigit())
+    """Its checkpoints that are whole."""
+    found = (out / checkpoints.FOLDER).glob(f"*{checkpoints.SUMS}")
+    return sorted(path.with_suffix("") for path in found)
 
 
 def _metrics(out: Path) -> list[str]:
@@ -215,10 +214,9 @@ def _stage(out: Path, started: float) -> str:
     """What a program that began at that time is at."""
     if (out / records.RUNS).exists():
         return "end"
-    if (out / checkpoints.FOLDER).exists():
-        names = [path.name for path in (out / checkpoints.FOLDER).iterdir()]
-        if not all(name.isdigit() for name in names):
-            return "checkpoint"
+    whole = {path.name for path in _numbered(out)}
+    if any(path.stem not in whole for path in (out / checkpoints.FOLDER).glob("*")):
+        return "checkpoint"
     metrics = out / records.METRICS
     begun = metrics.exists() and metrics.stat().st_size and metrics.stat().st_mtime > started
     return "descent" if begun else "start"
@@ -228,8 +226,9 @@ def damage(bench: Bench, times: int) -> Iterator[bool]:
     """A flipped bit or a cut in a file of the latest checkpoint: that before it is taken."""
     for _ in range(times):
         out = bench.interrupted()
-        files = [path for path in _numbered(out)[-1].rglob("*") if path.stat().st_size]
-        path = bench.random.choice([path for path in files if path.is_file()])
+        last = _numbered(out)[-1]
+        files = [last.with_suffix(checkpoints.SUMS), *last.rglob("*")]
+        path = bench.random.choice([one for one in files if one.is_file() and one.stat().st_size])
         content = bytearray(path.read_bytes())
         place = bench.random.randrange(len(content))
         if bench.random.random() < 0.5:

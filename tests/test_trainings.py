@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import cases
+import chex
 import numpy as np
 import pytest
 
@@ -106,7 +108,10 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize("damage", [flip, cut])
 def test_a_damaged_checkpoint_is_left_out(undisturbed, tmp_path, monkeypatch, capsys, damage):
     interrupt(monkeypatch, tmp_path, 4, checkpoint_seconds=0.0)
-    before, last = sorted((tmp_path / checkpoints.FOLDER).iterdir())
+    before, last = (
+        path.with_suffix("")
+        for path in sorted((tmp_path / checkpoints.FOLDER).glob(f"*{checkpoints.SUMS}"))
+    )
     for path in last.rglob("d/*"):
         damage(path)
     dufm_training.run(config(tmp_path, resume=True))
@@ -115,6 +120,42 @@ def test_a_damaged_checkpoint_is_left_out(undisturbed, tmp_path, monkeypatch, ca
     assert f"{before} is damaged" not in told
     assert last.with_suffix(".damaged").is_dir()
     assert_same(tmp_path, undisturbed)
+
+
+def two_checkpoints(folder):
+    kept = checkpoints.Checkpoints(folder, 3)
+    contents = [{"a": np.full(3, value), "b": np.full((3, 5), value)} for value in (1.0, 2.0)]
+    for content in contents:
+        kept.save(content)
+    return kept, *contents
+
+
+def test_every_file_of_a_checkpoint_is_verified(tmp_path, capsys):
+    kept, before, last = two_checkpoints(tmp_path / "whole")
+    chex.assert_trees_all_equal(kept.load(last), last)
+    files = [path for path in kept.folder.glob("000001*/**/*") if path.is_file()]
+    files = [path for path in files if path.stat().st_size] + [kept.folder / "000001.sha256"]
+    assert len(files) > 8
+    for index, path in enumerate(files):
+        for damage in (flip, cut, Path.unlink):
+            copy = tmp_path / f"{damage.__name__}_{index}"
+            shutil.copytree(kept.folder.parent, copy)
+            damage(copy / path.relative_to(kept.folder.parent))
+            found = checkpoints.Checkpoints(copy, 3).load(last)
+            chex.assert_trees_all_equal(found, before)
+            told = capsys.readouterr().err
+            cut_off = damage is Path.unlink and path.suffix == ".sha256"
+            assert [line.endswith("it is left out.") for line in told.splitlines()] == (
+                [] if cut_off else [True]
+            )
+
+
+def test_a_checkpoint_without_check_sums_is_removed_unread(tmp_path, capsys):
+    kept, before, last = two_checkpoints(tmp_path)
+    (kept.folder / "000001.sha256").unlink()
+    chex.assert_trees_all_equal(kept.load(last), before)
+    assert {path.name for path in kept.folder.iterdir()} == {"000000", "000000.sha256"}
+    assert capsys.readouterr().err == ""
 
 
 def test_all_checkpoints_damaged_is_refused(tmp_path, monkeypatch):
