@@ -120,17 +120,20 @@ def _has_srg(row: dict[str, Any]) -> bool:
     return studies.is_srg(row) or studies.is_srg({"structure": last})
 
 
-def _over(part: str, strict: bool) -> Callable[[], tuple[str, str]]:
+def _over(part: str, paper: str, strict: bool) -> Callable[[], tuple[str, str]]:
     """Whether the rank falls along a sweep: at every step, to half a rank, or from end to end.
 
-    And whether each mean is of two runs and, where the regularisation has a DNC loss to compare
-    with, one of them ended below it: where all end above, they were not trained to their end.
+    And whether it is on the paper's images, each mean of two runs and, where the regularisation has
+    a DNC loss to compare with, one of them below it: where all end above, they were not trained to
+    their end.
     """
 
     def answer() -> tuple[str, str]:
         rows = [row for row in table(RANKS, studies.SUMMARY) if row["part"] == part]
         known = [row for row in rows if row["rank_mean"] != ""]
-        text = f"mean rank, and before the ReLU, L = {int(rows[0]['depth'])}: " + ", ".join(
+        images = records.read_config(readme.GALLERY / RANKS)["dataset"]
+        depth = int(rows[0]["depth"])
+        text = f"{images}: mean rank, and before the ReLU, L = {depth}: " + ", ".join(
             f"{row['value']:.2g}: "
             + (
                 f"{row['rank_mean']:.1f}, {row['rank_before_mean']:.1f}"
@@ -142,7 +145,7 @@ def _over(part: str, strict: bool) -> Callable[[], tuple[str, str]]:
             for row in rows
         )
         ended = [part == "standard" or row["below_dnc"] > 0 for row in rows]
-        checks = [all(row["fitted"] >= 2 for row in rows) and all(ended)]
+        checks = [images == paper, all(row["fitted"] >= 2 for row in rows) and all(ended)]
         for name in ("rank_mean", "rank_before_mean"):
             means = [row[name] for row in known]
             checks.append(len(means) > 1 and means[-1] < means[0])
@@ -177,7 +180,7 @@ CLAIMS = (
         "network_ranks",
         RANKS,
         "the rank falls with the weight decay (CIFAR-10)",
-        _over("decay", strict=True),
+        _over("decay", "cifar10", strict=True),
     ),
     Claim(
         "Figure 9, right",
@@ -185,7 +188,7 @@ CLAIMS = (
         "network_ranks",
         RANKS,
         "the rank falls with the learning rate, less clearly (CIFAR-10)",
-        _over("rate", strict=False),
+        _over("rate", "cifar10", strict=False),
     ),
     Claim(
         "Figure 10",
@@ -193,7 +196,7 @@ CLAIMS = (
         "network_ranks",
         RANKS,
         "the rank falls with the weight decay, standard regularisation (MNIST)",
-        _over("standard", strict=True),
+        _over("standard", "mnist", strict=True),
     ),
 )
 
