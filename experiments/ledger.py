@@ -35,7 +35,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "extremes": (studies.SUMMARY,),
     "smoothed": (smoothed.SMOOTHED,),
     **dict.fromkeys(network_claims.TRAININGS, (records.RUNS, records.FIGURE)),
-    network_claims.RANKS: (studies.SUMMARY, records.FIGURE),
+    **dict.fromkeys(network_claims.RANKS, (studies.SUMMARY, records.FIGURE)),
 }
 # The tables of descent with more than one sample a class, a number of runs in each row.
 DESCENTS = (
@@ -68,6 +68,7 @@ class Config:
     network_mnist_standard: str = _folder("the preset mnist_small_standard")
     network_cifar10_standard: str = _folder("the preset cifar10_small_standard")
     network_ranks: str = _folder("experiments.network_ranks")
+    network_ranks_mnist: str = _folder("experiments.network_ranks --preset=mnist_small")
 
     def __post_init__(self) -> None:
         cli.check(self)

@@ -1,6 +1,7 @@
 r"""The rank of the head over weight decay and learning rate: Figures 9 and 10 of the paper.
 
   python -m experiments.network_ranks                      # digits, half an hour on 2 cores
+  python -m experiments.network_ranks --preset=mnist_small --data_dir=FOLDER    # an hour
   python -m experiments.network_ranks --preset=cifar10     # at the paper's size, for a GPU; mnist
 
 Three sweeps of `experiments.network_training`, each in a folder of its own below --out, drawn side
@@ -120,6 +121,13 @@ _PAPER: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
+    # Figure 10 on a subset of its images, at decays that so few steps fit.
+    "mnist_small": {
+        "dataset": "mnist",
+        "part": "standard",
+        "standard_decays": tuple(2.0 ** np.arange(-7.0, -4.9, 0.5)),
+        "standard_seeds": 2,
+    },
     "cifar10": {"dataset": "cifar10", **_PAPER},
     "mnist": {"dataset": "mnist", **_PAPER},
     "quick": {
@@ -148,8 +156,7 @@ def run(config: Config) -> list[dict[str, Any]]:
         for value in getattr(training, name):
             group = [row for row in found if float(row[name]) == value]
             rows.append({"part": part, "value": value, **summarise(group, training, config.fitted)})
-    # All parts are of the same images.
-    trained = records.read_config(Path(config.trainings[PARTS[0]].out))
+    trained = records.read_config(Path(training.out))  # All parts are of the same images.
     seen = {name: trained[name] for name in ("samples", "notice")}
     records.write_json(folder / records.CONFIG, settings | seen)
     records.write_csv(folder / SUMMARY, rows)

@@ -153,6 +153,7 @@ NETWORKS = {
     "network_cifar10_standard": "The same on a subset of CIFAR-10",
     "network_ranks": "Figures 9 and 10 on the digits: rank over weight decay and learning rate; "
     "below, how many runs fit",
+    "network_ranks_mnist": "Figure 10 on a subset of MNIST",
 }
 
 

@@ -62,6 +62,13 @@ def test_summary_and_figure(tmp_path, monkeypatch):
     np.testing.assert_equal(network_ranks.run(config), rows)
 
 
+def test_one_part_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(network_training.Config, "recipe", _small(network_training.Config.recipe))
+    config = network_ranks.Config(out=str(tmp_path), part="standard", **TINY)
+    assert [(row["part"], row["runs"]) for row in network_ranks.run(config)] == [("standard", 1)]
+    assert network_ranks.draw(tmp_path).exists()
+
+
 def _small(recipe):
     """The recipe with a backbone of one block a stage."""
 
