@@ -127,6 +127,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "part": "standard",
         "standard_decays": tuple(2.0 ** np.arange(-7.0, -4.9, 0.5)),
         "standard_seeds": 2,
+        "standard_epochs": 250,
+        "batch_size": 50,
     },
     "cifar10": {"dataset": "cifar10", **_PAPER},
     "mnist": {"dataset": "mnist", **_PAPER},
