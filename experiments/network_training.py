@@ -322,9 +322,9 @@ def run(config: Config) -> list[dict[str, Any]]:
     if jax.process_index() == 0:
         per_image = floating_operations(recipe.classifier, pixels.shape[1:])
         operations = float(per_image) * recipe.num_samples * config.num_epochs
-        ahead = estimates.describe(
-            config.grid.num_runs, operations, runs_per_device=config.runs_per_device
-        )
+        # On a CPU the runs of a device take turns (`dufm_jax.networks.runs`).
+        at_once = 1 if jax.default_backend() == "cpu" else config.runs_per_device
+        ahead = estimates.describe(config.grid.num_runs, operations, runs_per_device=at_once)
         print(ahead, file=sys.stderr)
     outcome = trainings.carry_out(
         config,
