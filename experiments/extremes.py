@@ -86,7 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing, and returns the rows of summary.csv."""
     folder = records.open_folder(config.out)
-    records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
+    records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     rows = []
     for claim, training in config.trainings:
         runs = studies.train(training)

@@ -59,7 +59,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     folder = records.open_folder(config.out)
     problem, decay = config.problem, Decay.uniform(config.weight_decay, config.depth)
     built = {"SRG": srg.build(problem, decay, "exact"), "DNC": dnc.build(problem, decay)}
-    records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
+    records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     arrays, rows = {}, []
     for name, params in built.items():
         loss = float(dufm.objective(params, problem, decay))

@@ -127,7 +127,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def run(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Computes what is missing, and returns the rows of the three tables."""
     folder = records.open_folder(config.out)
-    records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
+    records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     tables = {RATIO: ratios(config), RANK: mean_ranks(config), WIDTH: dnc_shares(config)}
     for name, rows in tables.items():
         records.write_csv(folder / name, rows)

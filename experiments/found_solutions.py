@@ -98,7 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing, and returns the rows of summary.csv."""
     records.open_folder(str(config.folder))
-    settings = dataclasses.asdict(config) | records.environment()
+    settings = cli.settings(config) | records.environment()
     records.write_json(config.folder / records.CONFIG, settings)
     rows = []
     for sweep, training in zip(FIGURES[config.figure], config.trainings, strict=True):

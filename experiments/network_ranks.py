@@ -238,6 +238,7 @@ def draw(folder: Path) -> Path:
             )
         xlabel, title = labels[part]
         axis.set(xlabel=xlabel, title=f"{title}, L = {own[0]['depth']}", ylim=(0, 10.5))
+        axis.set_xticks(every, [f"{value:.3g}" for value in every])
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("mean rank of the intermediate layers")
     axes[0, 0].legend(fontsize=8)

@@ -138,7 +138,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def run(config: Config) -> xarray.Dataset:
     """Trains what is missing, and returns the arrays of results.nc."""
     folder = records.open_folder(config.out)
-    records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
+    records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     trainings = config.trainings
     missing = [training for training in trainings if not studies.is_finished(training)]
     with tqdm.tqdm(

@@ -75,7 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains and measures; returns the rows of smoothed.csv."""
     folder = records.open_folder(config.out)
-    records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
+    records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     problem, decay = config.problem, Decay.uniform(config.weight_decay, config.depth)
     grid = config.grid
     rows = []

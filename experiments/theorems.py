@@ -205,7 +205,7 @@ AUDITS: dict[str, Callable[[Config], list[dict[str, Any]]]] = {
 def run(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Runs the audits and writes their tables, each as soon as it is known."""
     folder = records.open_folder(config.out)
-    records.write_json(folder / records.CONFIG, dataclasses.asdict(config) | records.environment())
+    records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     tables = {}
     for name, audit in AUDITS.items():
         tables[name] = audit(config)

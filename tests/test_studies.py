@@ -11,6 +11,7 @@ import pytest
 from dufm_jax import Decay, Problem, dufm
 from experiments import (
     claims,
+    cli,
     extremes,
     figure1,
     figure3,
@@ -198,6 +199,14 @@ def test_ledger_is_up_to_date_and_has_every_claim():
     for claim in ledger.CLAIMS:
         name = claim.command.split()[0]
         assert (ledger.readme.ROOT / "experiments" / f"{name}.py").exists()
+
+
+def test_gallery_says_nothing_of_the_machine_s_folders():
+    found = sorted(ledger.readme.GALLERY.glob("*/config.json"))
+    assert found
+    for path in found:
+        assert not cli._BESIDE & set(records.read_config(path.parent)), path
+        assert '"/' not in path.read_text(), path
 
 
 def test_verdicts():
