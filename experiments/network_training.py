@@ -209,6 +209,12 @@ _SMALL_CIFAR10 = {
     "features_decay": 1.25e-3,
     "num_epochs": 700,
 }
+_SMALL_CIFAR10_STANDARD = {
+    "samples_per_class": 20,
+    "batch_size": 25,
+    "weight_decay": (0.02,),
+    "num_epochs": 500,
+}
 # On all images, with n lambda_{H_1} = 0.025 as in the smaller settings.
 _PAPER: dict[str, Any] = {
     "samples_per_class": 0,
@@ -236,6 +242,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_SMALL,
         **_STANDARD,
         **_CIFAR10_STANDARD,
+        **_SMALL_CIFAR10_STANDARD,
     },
     "mnist": {"dataset": "mnist", **_PAPER},
     "cifar10": {"dataset": "cifar10", **_PAPER},
