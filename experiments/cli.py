@@ -147,8 +147,9 @@ def launch(
             said = str(error)
             if isinstance(error, OSError) and error.strerror:
                 # A full disk does not say where.
-                out = holders.get("out") or holders.get("run")  # Some write into what they read.
-                where = error.filename or f"writing into {out.value if out else Path.cwd()}"
+                out = holders.get("out", holders.get("run"))  # Some write into what they read.
+                folder = Path.cwd() if out is None else out.value  # A flag has no truth value.
+                where = error.filename or f"writing into {folder}"
                 said = f"{where}: {error.strerror}"
             raise SystemExit(f"error: {said.rstrip('.')}.") from error
         except Interrupted as interruption:

@@ -225,14 +225,15 @@ def draw(folder: Path) -> Path:
     )
     left.legend(fontsize=8, ncols=2)
 
-    rows = [row for row in records.read_csv(folder / RANK) if row["rank_mean"]]
+    tried = records.read_csv(folder / RANK)
+    rows = [row for row in tried if row["rank_mean"]]
     decay, mean, deviation = (
         np.array([float(row[name]) for row in rows])
         for name in ("weight_decay", "rank_mean", "rank_deviation")
     )
     middle.plot(np.log2(decay), mean, "o-", markersize=4)
     middle.fill_between(np.log2(decay), mean - deviation, mean + deviation, alpha=0.2, linewidth=0)
-    title = f"K = 15, L = 4, runs a point: {rows[0]['runs']}"
+    title = f"K = 15, L = 4, runs a point: {tried[0]['runs']}"
     middle.set(xlabel=r"$\log_2$ weight decay", ylabel="mean rank", title=title)
 
     rows = records.read_csv(folder / WIDTH)

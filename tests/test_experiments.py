@@ -372,3 +372,17 @@ def test_lines_are_appended(tmp_path):
     for step in (0, 1):
         records.append_lines(tmp_path / "metrics.jsonl", [{"step": np.int64(step)}])
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
+def test_an_error_that_names_no_file_says_where_it_wrote(tmp_path):
+    code = (
+        "import errno, sys\n"
+        "from experiments import cli, figure1\n"
+        "def full(_): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "cli.launch(full, figure1.Config)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"--out={tmp_path}"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"error: writing into {tmp_path}: No space left on device.\n"
