@@ -123,7 +123,11 @@ class Checkpoints:
     def _numbers(self) -> list[int]:
         """Of those that are whole, in order."""
         found = self.folder.glob(f"*{SUMS}")
-        return sorted(int(path.stem) for path in found if path.with_suffix("").is_dir())
+        return sorted(
+            int(path.stem)
+            for path in found
+            if path.stem.isdigit() and path.with_suffix("").is_dir()
+        )
 
     def _read(self, path: Path, like: Any) -> Any:
         if _sums(path) != path.with_suffix(SUMS).read_bytes():

@@ -129,7 +129,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     with _reading(path):
         *whole, _ = path.read_text().split("\n")
-        return [json.loads(line) for line in whole]
+        lines = [json.loads(line) for line in whole]
+        if not all(isinstance(line, dict) for line in lines):
+            raise ValueError("a line is no JSON object")
+        return lines
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

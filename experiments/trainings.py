@@ -263,6 +263,8 @@ def _record(
 def _lines(folder: Path, unit: str, done: int) -> list[dict[str, Any]]:
     """What was recorded up to a checkpoint; a line that was cut off at the end is left out."""
     lines = records.read_lines(folder / records.METRICS)
+    if not all(isinstance(line.get(unit), int) for line in lines):
+        raise ValueError(f"{folder / records.METRICS} is damaged: a line has no whole {unit!r}.")
     return [line for line in lines if line[unit] <= done]
 
 
