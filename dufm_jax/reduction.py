@@ -75,7 +75,8 @@ def find_groups(
 
     Returns:
       The group of each sample, [N], numbered from 0 class by class, and the number of groups; or
-      0 as the number, where more than 2 K groups, or 3 of one class, would be needed.
+      0 as the number, where more than 2 K groups, or 3 of one class, or one for each sample would
+      be needed.
     """
     samples = features.reshape(features.shape[0], num_classes, -1)
     reach = (tolerance * jnp.sqrt(jnp.mean(jnp.sum(features**2, axis=0)))).astype(features.dtype)
@@ -95,7 +96,8 @@ def find_groups(
     numbers = jnp.cumsum(jnp.stack(used, axis=1).ravel()).astype(jnp.int32) - 1
     groups = jnp.take_along_axis(numbers.reshape(num_classes, -1), level, axis=1)
     count = numbers[-1] + 1
-    found = ~jnp.any(free) & (count <= 2 * num_classes) & jnp.isfinite(reach)
+    fewer = (count <= 2 * num_classes) & (count < groups.size)
+    found = ~jnp.any(free) & fewer & jnp.isfinite(reach)
     return groups.ravel(), jnp.where(found, count, 0)
 
 

@@ -43,7 +43,8 @@ class Grid(NamedTuple):
         """All combinations; seeds vary fastest.
 
         Raises:
-          ValueError: if there is none or are too many, or a value is not positive and finite.
+          ValueError: if there is none or are too many, or a value is repeated or not positive and
+            finite.
         """
         number = len(seeds) * len(weight_decays) * len(learning_rates)
         if not 0 < number <= MOST_RUNS:
@@ -58,6 +59,8 @@ class Grid(NamedTuple):
                     f"every {name} must be positive and finite, from {least:.3g} to {most:.3g}, "
                     f"got {sorted(set(values))}."
                 )
+            if len(set(values)) < len(values):
+                raise ValueError(f"every {name} must be another, got {list(values)}.")
         if min(seeds) < 0 or max(seeds) >= 2**31:
             outside = min(seeds) if min(seeds) < 0 else max(seeds)
             raise ValueError(f"seeds must be at least 0 and below 2**31, got {outside}.")
@@ -148,14 +151,17 @@ def measure_curves(
 
 
 def has_converged(before: Params, after: Params, tolerance: ArrayLike) -> Bool[np.ndarray, " R"]:
-    """Whether ||after - before|| <= tolerance ||after||, of each run; leaves [R, ...], NumPy."""
+    """Whether ||after - before|| <= tolerance ||after||, of each run; leaves [R, ...], NumPy.
+
+    Not where the tolerance is 1 or more: what explodes moves by its own norm.
+    """
 
     def squares(params: Params) -> np.ndarray:
         leaves = jax.tree.leaves(params)
         return sum(np.sum(leaf.astype(float) ** 2, axis=(1, 2)) for leaf in leaves)
 
     moves = squares(jax.tree.map(np.subtract, after, before))
-    return moves <= np.square(tolerance) * squares(after)
+    return (moves <= np.square(tolerance) * squares(after)) & (np.asarray(tolerance) < 1)
 
 
 def run(

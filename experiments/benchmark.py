@@ -292,7 +292,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def run(config: Config) -> list[dict[str, Any]]:
     """Times everything and writes the records; returns the rows of methods.csv."""
     jax.config.update("jax_enable_compilation_cache", False)  # Compilation is timed as well.
-    folder = records.claim(config.out, config.overwrite)
+    folder = records.claim(
+        config.out, config.overwrite, benchmark_figure.METHODS, benchmark_figure.SCALING
+    )
     settings = cli.settings(config)
     settings["torch"] = importlib.metadata.version("torch") if has_torch() else None
     records.write_json(folder / records.CONFIG, settings | records.environment())

@@ -21,22 +21,33 @@ _HEARTBEAT_SECONDS = 30  # Without one, a process counts as dead, and the others
 # Flags of where files are, how a command goes on and what it may use at once.
 _BESIDE = {"out", "data_dir", "overwrite", "resume", "checkpoint_seconds", "runs_per_device"}
 early_signals: list[int] = []  # Of one of several processes, before its training notes them.
+_NO_MEMORY = "RESOURCE_EXHAUSTED"
 _NO_TEXT = {"Cc", "Cs", "Zl", "Zp"}  # Control characters, surrogates, line and paragraph ends.
 
 
-class Interrupted(Exception):  # noqa: N818 - no error of the program
-    """A signal ended the training, whose checkpoint is saved.
+class Interrupted(BaseException):
+    """A signal ended the program; no error, hence as KeyboardInterrupt.
 
     Attributes:
       status: The exit status, 128 and the signal's number.
     """
 
-    def __init__(self, number: int, folder: Path):
-        super().__init__(
-            f"stopped by {signal.Signals(number).name}; what is done is in {folder}; go on with "
-            "the same flags, and --resume where the command has it."
+    def __init__(self, number: int, folder: str | Path = ""):
+        done = (
+            f"; what is done is in {folder}; go on with the same flags, and --resume where the "
+            "command has it"
         )
+        super().__init__(f"stopped by {signal.Signals(number).name}{done if folder else ''}.")
         self.status = 128 + number
+
+
+def interrupting(folder: str | Path) -> Callable[[int, Any], None]:
+    """A handler that raises `Interrupted`."""
+
+    def handle(number: int, _: Any) -> None:
+        raise Interrupted(number, folder)
+
+    return handle
 
 
 def flag(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
@@ -87,12 +98,16 @@ def check_least(config: Any, least: int, *names: str) -> None:
 
 def settings(config: Any) -> dict[str, Any]:
     """What decides the results, as config.json records it: all flags but _BESIDE."""
-    values = {
-        name: value for name, value in dataclasses.asdict(config).items() if name not in _BESIDE
-    }
+    values = {name: getattr(config, name) for name in setting_names(type(config))}
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
     }
+
+
+def setting_names(config: type) -> list[str]:
+    """The names of `settings` of a Config."""
+    names = [field.name for field in dataclasses.fields(config)]
+    return [name for name in names if name not in _BESIDE]
 
 
 def launch(
@@ -104,10 +119,10 @@ def launch(
     """Runs `main` with the Config of the command line.
 
     Each field of the Config is a flag; a flag not given has the value of the --preset, if there
-    are presets, or else the default. A ValueError or an OSError ends the program with its sentence
-    and status 1, an interruption with the status of its signal. Float64 is allowed, and on a
-    machine without an accelerator each core is a device. Compiled programs are kept in
-    $JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder.
+    are presets, or else the default. A ValueError, an OSError or a lack of memory ends the program
+    with a sentence and status 1, SIGTERM or SIGINT with one and the status of the signal. Float64
+    is allowed, and on a machine without an accelerator each core is a device. Compiled programs are
+    kept in $JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder.
 
     Args:
       main: The command.
@@ -133,7 +148,10 @@ def launch(
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
 
     def with_config(argv: Sequence[str]) -> None:
+        holder = holders.get("out", holders.get("run"))  # Some write into what they read.
+        folder = "" if holder is None else holder.value  # A flag has no truth value.
         try:
+            signal.signal(signal.SIGTERM, interrupting(folder))
             if argv[1:]:
                 raise ValueError(f"only flags are understood, got {argv[1]!r}; see --help.")
             given = {name: holder.value for name, holder in holders.items() if holder.present}
@@ -147,17 +165,20 @@ def launch(
             said = str(error)
             if isinstance(error, OSError) and error.strerror:
                 # A full disk does not say where.
-                out = holders.get("out", holders.get("run"))  # Some write into what they read.
-                folder = Path.cwd() if out is None else out.value  # A flag has no truth value.
-                where = error.filename or f"writing into {folder}"
+                where = error.filename or f"writing into {folder or Path.cwd()}"
                 said = f"{where}: {error.strerror}"
             raise SystemExit(f"error: {said.rstrip('.')}.") from error
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and _NO_MEMORY not in str(error):
+                raise
+            reason = (str(error).splitlines() or ["no memory"])[0][:200].rstrip(".")
+            raise SystemExit(f"error: out of memory, name smaller sizes: {reason}.") from error
         except Interrupted as interruption:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Some send it again.
             print(interruption, file=sys.stderr)
             raise SystemExit(interruption.status) from interruption
         except KeyboardInterrupt as interruption:
-            print("stopped by SIGINT.", file=sys.stderr)
+            print(Interrupted(signal.SIGINT, folder), file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from interruption
 
     def parse(argv: Sequence[str]) -> list[str]:
@@ -209,9 +230,11 @@ def _join(coordinator_address: str = "", num_processes: int = 1, process_id: int
             f"--process_id must be from 0 to {num_processes - 1}, one less than --num_processes, "
             f"got {process_id}."
         )
-    if not re.fullmatch(r".+:\d+", coordinator_address):
+    port = re.fullmatch(r".+:(\d{1,5})", coordinator_address)
+    if not (port and 1 <= int(port[1]) <= 65535):
         raise ValueError(
-            f"--coordinator_address must be HOST:PORT or auto, got {coordinator_address!r}."
+            "--coordinator_address must be HOST:PORT, the port from 1 to 65535, or auto, got "
+            f"{coordinator_address!r}."
         )
     try:
         initialize(coordinator_address, num_processes, process_id)

@@ -25,8 +25,12 @@ FITTED = 0.99  # Of accuracy: networks below it have merged classes or no featur
 
 
 def draw(folder: Path) -> Path:
-    """Writes the figure of the run in `folder` and returns its path."""
-    arrays = records.read_arrays(folder)
+    """Writes the figure of the run in `folder` and returns its path.
+
+    Raises:
+      ValueError: if it is the folder of another command.
+    """
+    arrays = records.read_arrays(folder, "fit", "dnc1", "singular_values")
     settings = np.stack([arrays.weight_decay, arrays.learning_rate], axis=1)
     groups = np.unique(settings, axis=0)
     figure, axes = plt.subplots(

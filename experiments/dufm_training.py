@@ -120,6 +120,13 @@ class Config:
             )
         trainings.check(self.resume, self.overwrite, self.checkpoint_seconds)
         _ = self.problem, self.grid  # Their constructors check the sizes, decays and rates.
+        name, size = max(self.result_bytes.items(), key=lambda pair: pair[1])
+        if size >= records.MOST_BYTES:
+            raise ValueError(
+                f"{name} of {self.grid.num_runs:,} runs would be {size / 1e9:,.1f} GB, of which "
+                f"{records.RESULTS} holds less than {records.MOST_BYTES / 1e9:.1f}; make several "
+                "sweeps, each with a --first_seed and --out of its own."
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -154,6 +161,24 @@ class Config:
         return float(per_step) * self.num_steps
 
     @property
+    def cost(self) -> estimates.Cost:
+        """In time and memory."""
+        run_bytes = estimates.memory(self.problem, jnp.dtype(self.dtype).itemsize)
+        return estimates.Cost(self.grid.num_runs, self.operations, run_bytes, self.runs_per_device)
+
+    @property
+    def result_bytes(self) -> dict[str, int]:
+        """Of the larger arrays of results.nc."""
+        itemsize, layers = jnp.dtype(self.dtype).itemsize, self.depth
+        sizes = {
+            "dnc1": itemsize * (2 + self.num_steps // self.steps_per_record) * layers,
+            "class_means": 8 * layers * self.width * self.num_classes,
+            "features": itemsize * self.width * self.problem.num_samples,
+            "hidden_weights": itemsize * (layers - 1) * self.width**2,
+        }
+        return {name: size * self.grid.num_runs for name, size in sizes.items()}
+
+    @property
     def records_per_round(self) -> int:
         """As many as take seconds; of the settings alone, so that all processes agree."""
         steps = self.num_steps / self.steps_per_record
@@ -166,6 +191,7 @@ PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "quick": {"num_steps": 60_000
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains, measures and writes all records but the figure; returns the rows of runs.csv."""
+    processes.everywhere(lambda: estimates.check(config.cost))
     outcome = trainings.carry_out(
         config, functools.partial(_descend, config), total=config.num_steps, unit="step"
     )
@@ -175,8 +201,8 @@ def run(config: Config) -> list[dict[str, Any]]:
     measured = _measure(config, snapshot.state)
     decays = {value: Decay.uniform(value, config.depth) for value in config.weight_decay}
     references = reference_losses(config.problem, decays)
-    records.write_arrays(folder / records.RESULTS, _arrays(config, outcome, measured, references))
     rows = _rows(config, snapshot, measured, references)
+    records.write_arrays(folder / records.RESULTS, _arrays(config, outcome, measured, references))
     records.write_csv(folder / records.RUNS, rows)
     return rows
 
@@ -242,7 +268,9 @@ def _measure(config: Config, state: training.State) -> list[metrics.Metrics]:
     # In a loop, since XLA:CPU can wait forever for a batched singular value decomposition.
     return [
         jax.device_get(measure(jax.tree.map(lambda leaf, i=index: leaf[i], params), decay))
-        for index, decay in enumerate(config.grid.weight_decay)
+        for index, decay in enumerate(
+            trainings.progress(list(config.grid.weight_decay), "measuring")
+        )
     ]
 
 
@@ -255,8 +283,9 @@ def _rows(
     """The rows of runs.csv; a run that diverged has no losses, ranks or distances."""
     rows = []
     ends = last.state.step, last.state.diverged_at, last.schedule["reduced_at"]
-    for seed, decay, rate, steps, diverged_at, reduced_at, one in zip(
-        *config.grid, *ends, measured, strict=True
+    runs = list(zip(*config.grid, *ends, measured, strict=True))
+    for seed, decay, rate, steps, diverged_at, reduced_at, one in trainings.progress(
+        runs, "naming structures"
     ):
         loss = float(one.fit + one.regularisation)
         dnc_loss, srg_loss = (references[name][decay] for name in ("dnc_loss", "srg_loss"))
@@ -370,14 +399,7 @@ def table(rows: Sequence[dict[str, Any]], depth: int) -> str:
 def main(config: Config) -> None:
     """Runs the experiment, draws its figure and prints the table."""
     if jax.process_index() == 0:
-        print(
-            estimates.describe(
-                config.grid.num_runs,
-                config.operations,
-                estimates.memory(config.problem, 1, jnp.dtype(config.dtype).itemsize),
-                config.runs_per_device,
-            )
-        )
+        print(estimates.describe(config.cost))
     rows = run(config)
     if jax.process_index() != 0:
         return

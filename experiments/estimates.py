@@ -1,7 +1,9 @@
 """What a sweep will cost, before it starts, and what the devices can do at most."""
 
 import functools
+import os
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,8 @@ def peak(repeats: int = 8) -> float:
     return len(devices) * 2 * size**3 / min(seconds)
 
 
-def memory(problem: Problem, num_runs: int, itemsize: int) -> int:
-    """Bytes that so many runs need on a device, about.
+def memory(problem: Problem, itemsize: int) -> int:
+    """Bytes that a run needs on a device, about.
 
     Parameters, their gradients and updates, and the layers before and after the ReLU on the way
     forth and back.
@@ -38,27 +40,77 @@ def memory(problem: Problem, num_runs: int, itemsize: int) -> int:
     columns = problem.num_samples
     parameters = columns * problem.widths[0] + sum(a * b for a, b in problem.weight_shapes)
     layers = columns * (2 * sum(problem.widths) + problem.num_classes)
-    return num_runs * itemsize * (3 * parameters + 2 * layers)
+    return itemsize * (3 * parameters + 2 * layers)
 
 
-def describe(num_runs: int, operations: float, run_bytes: int = 0, runs_per_device: int = 0) -> str:
+def host_memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class Cost(NamedTuple):
+    """Of a sweep.
+
+    Attributes:
+      num_runs: R, of all processes together.
+      operations: Floating-point operations of a run.
+      run_bytes: Memory of a run, about.
+      runs_per_device: The most at once, or 0 for all its share.
+    """
+
+    num_runs: int
+    operations: float
+    run_bytes: int
+    runs_per_device: int = 0
+
+    @property
+    def share(self) -> int:
+        """The runs of a device."""
+        return -(-self.num_runs // jax.device_count())
+
+    @property
+    def held(self) -> int:
+        """Those at once."""
+        return min(self.share, self.runs_per_device or self.share)
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of a device, about."""
+        return self.held * self.run_bytes
+
+
+def check(cost: Cost) -> None:
+    """Raises a ValueError if a device has less memory than its runs need, which ends XLA at once.
+
+    The estimate is below what is used, so that nothing is refused that would fit.
+    """
+    device, *_ = devices = jax.local_devices()
+    # Where there are no statistics, on a CPU, the devices share the memory of the host.
+    limit = (device.memory_stats() or {}).get("bytes_limit", host_memory() // len(devices))
+    if cost.device_bytes > limit:
+        raise ValueError(
+            f"{cost.held:,} runs at once need about {cost.device_bytes / 1e9:,.1f} GB a device, "
+            f"which has {limit / 1e9:,.1f}; name smaller sizes, or fewer --runs_per_device."
+        )
+
+
+def describe(*costs: Cost) -> str:
     """What is ahead, in a sentence: devices, memory, and the time at the rate of large products.
 
     Small matrices reach a part of that rate; runs whose classes have collapsed need a part of the
     operations.
 
     Args:
-      num_runs: R, of all processes together.
-      operations: Floating-point operations of a run.
-      run_bytes: Memory of a run, or 0 if unknown.
-      runs_per_device: The most at once, or 0 for all.
+      costs: Of sweeps one after the other, one at least.
     """
-    devices = jax.device_count()
-    share = -(-num_runs // devices)
-    held = min(share, runs_per_device or share)
-    seconds = operations * share / (peak(repeats=3) / jax.local_device_count())
-    memory = f"about {held * run_bytes / 1e6:,.1f} MB a device, and " if run_bytes else ""
+    rate = peak(repeats=3) / jax.local_device_count()
+    seconds = sum(cost.operations * cost.share for cost in costs) / rate
+    largest = max(costs, key=lambda cost: cost.device_bytes)
+    sweeps = f" in {len(costs)} sweeps" if len(costs) > 1 else ""
+    most = "at most " if len(costs) > 1 else ""
     return (
-        f"{num_runs:,} runs on {devices} devices of {jax.process_count()} processes, {held:,} at "
-        f"once on each: {memory}{seconds:,.0f} s at the rate of large matrix products."
+        f"{sum(cost.num_runs for cost in costs):,} runs{sweeps} on {jax.device_count()} devices of "
+        f"{jax.process_count()} processes, {most}{largest.held:,} at once on each: about "
+        f"{largest.device_bytes / 1e6:,.1f} MB a device, and {seconds:,.0f} s at the rate of large "
+        "matrix products."
     )

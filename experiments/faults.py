@@ -375,7 +375,7 @@ _MOUNTED = (full_disk, read_only)
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Does everything; returns the rows of faults.csv."""
-    folder = records.claim(config.out, config.overwrite)
+    folder = records.claim(config.out, config.overwrite, FAULTS)
     records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     faults: list[tuple[Callable[[Bench, int], Iterator[bool]], int]] = [
         (kill, config.kills),

@@ -66,13 +66,11 @@ class Config:
                 f"at most {_LARGEST_ORDER}, got {self.largest_built}."
             )
         # The trainings check them too, but by the names of their own flags.
-        for name in ("rank_samples", "rank_seeds", "rank_width", "width_samples", "width_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        names = "rank_samples", "rank_seeds", "rank_width", "width_samples", "width_seeds"
+        cli.check_least(self, 1, *names)
         if not self.ratio_decay > 0:
             raise ValueError(f"--ratio_decay must be positive, got {self.ratio_decay}.")
         studies.whole("widths", self.widths)
-        cli.check_least(self, 1, "rank_samples", "width_samples")
         studies.check([self.rank_training, *self.width_trainings])
 
     @property
@@ -126,6 +124,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Computes what is missing, and returns the rows of the three tables."""
+    studies.announce([config.rank_training, *config.width_trainings])
     folder = records.open_folder(config.out)
     records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     tables = {RATIO: ratios(config), RANK: mean_ranks(config), WIDTH: dnc_shares(config)}

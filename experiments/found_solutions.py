@@ -97,6 +97,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing, and returns the rows of summary.csv."""
+    studies.announce(config.trainings)
     records.open_folder(str(config.folder))
     settings = cli.settings(config) | records.environment()
     records.write_json(config.folder / records.CONFIG, settings)
@@ -169,10 +170,7 @@ def draw(config: Config) -> Path:
             else:
                 panel(axis, arrays)
         axes[number * height, 0].set_ylabel(f"K = {row['num_classes']}, seed {row['shown_seed']}")
-    path = config.folder / records.FIGURE
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    return panels.save(figure, config.folder / records.FIGURE)
 
 
 Panel = Callable[[plt.Axes, xarray.Dataset], None]

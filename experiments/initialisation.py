@@ -3,10 +3,14 @@
   python -m experiments.initialisation     # 3 minutes on 2 cores
 
 Repeats `experiments.dufm_training` (Figure 2, top) for several scales and distributions of the
-initial parameters, each in a folder of its own below --out, and writes summary.csv there, a row a
-setting: the runs below the DNC loss, the spread of the loss, the ranks of the intermediate layers,
-the runs in which all of them are equal, and the runs that found the SRG solution. Settings whose
-folder holds a finished run already are not run again.
+initial parameters, each in a folder of its own below --out, and writes there
+
+  config.json   the flags, versions, device and commit
+  summary.csv   a row a setting: the runs below the DNC loss, the spread of the loss, the ranks of
+                the intermediate layers, the runs in which all of them are equal, and the runs that
+                found the SRG solution
+
+Settings whose folder holds a finished run already are not run again.
 """
 
 import dataclasses
@@ -61,6 +65,9 @@ class Config:
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Trains what is missing and returns the rows of summary.csv."""
+    studies.announce(config.runs)
+    folder = records.open_folder(config.out)
+    records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
     rows = []
     for training in config.runs:
         rows.append(
@@ -72,7 +79,7 @@ def run(config: Config) -> list[dict[str, Any]]:
                 **studies.summarise(studies.train(training), training.depth),
             }
         )
-    records.write_csv(Path(config.out) / studies.SUMMARY, rows)
+    records.write_csv(folder / studies.SUMMARY, rows)
     return rows
 
 

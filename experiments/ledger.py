@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dufm_jax import structure
 from experiments import (
     cli,
     figure3,
@@ -246,10 +247,34 @@ def _extremes(claim: str, depths: set[int], classes: set[int]) -> Callable[[], t
             checks.append(beaten if claim == "low rank" else not beaten and found > runs / 2)
         text = "least loss over DNC loss: " + "; ".join(parts)
         if claim == "DNC":
-            text += "; the other runs end above DNC, with classes dead or merged"
+            text += f"; {_others(rows)}"
         return text, verdict(checks)
 
     return answer
+
+
+def _others(rows: list[dict[str, Any]]) -> str:
+    """What the runs that are not at DNC have instead, in all intermediate layers."""
+    kinds = collections.Counter[str]()
+    for row in rows:
+        kinds["partly"] -= int(row["dnc_found"])
+        for entry in row["structures"].split():
+            name, _, count = entry.rpartition(":")
+            kind = next((kind for kind in ("zero", "merged") if f"{kind}(" in name), "other")
+            if name == structure.NONE:
+                kind = "none"
+            if name.startswith("DNC(") and "+" not in name:
+                kind = "partly"
+            kinds[kind] += int(count)
+    words = {
+        "partly": "at DNC but in the last layer",
+        "zero": "with classes at zero",
+        "merged": "with merged classes",
+        "other": "of another structure",
+        "none": "of no known structure",
+    }
+    found = [f"{kinds[kind]} {text}" for kind, text in words.items() if kinds[kind]]
+    return f"the other runs: {', '.join(found)}" if found else "all runs at DNC"
 
 
 def _columns() -> tuple[str, str]:
@@ -575,11 +600,21 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _command(name: str) -> str:
+    """That makes such records."""
+    if name in {"figure5", "figure6", "figure7", "figure8"}:
+        return "found_solutions"
+    if name.startswith("network_"):
+        return "network_ranks" if name.startswith("network_ranks") else "network_training"
+    return name
+
+
 def main(config: Config) -> None:
     """Collects the records named and writes LEDGER.md."""
     for name, source in dataclasses.asdict(config).items():
         if source:
-            readme.collect(Path(source), readme.GALLERY / name, (records.CONFIG, *TABLES[name]))
+            target, files = readme.GALLERY / name, (records.CONFIG, *TABLES[name])
+            readme.collect(Path(source), target, files, _command(name))
     PATH.write_text(render())
     print(f"Wrote {PATH.relative_to(readme.ROOT)}.")
 

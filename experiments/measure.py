@@ -31,7 +31,7 @@ import tqdm
 import xarray
 
 from dufm_jax import collapse, streaming
-from experiments import cli, records
+from experiments import cli, estimates, records
 
 COLLAPSE = "collapse.csv"
 _ARRAYS = ("singular_values", "gram")
@@ -160,8 +160,15 @@ def run(config: Config) -> dict[str, Any]:
     present = np.bincount(labels, minlength=classes) > 0
     if not (config.skip_empty or present.all()):
         raise ValueError(f"class {np.argmin(present)} has no samples; pass --skip_empty.")
-    folder = records.claim(config.out, config.overwrite)
-    (folder / COLLAPSE).unlink(missing_ok=True)
+    found = int(np.sum(present))
+    needed = 8 * (8 * found**2 + 3 * classes * width + (width**2 if config.scatter else 0))
+    if needed > (has := estimates.host_memory()):
+        raise ValueError(
+            f"{classes} classes, {found} of them with samples, need about {needed / 1e9:.0f} GB, "
+            f"which this machine, with {has / 1e9:.0f}, has not; leave classes out."
+        )
+    if not config.overwrite:
+        records.claim(config.out, False)
 
     for rows in blocks(features):
         try:
@@ -187,6 +194,7 @@ def run(config: Config) -> dict[str, Any]:
         "gram": (("class", "other_class"), table.gram),
     }
     coordinates = {name: np.flatnonzero(present) for name in ("class", "other_class")}
+    folder = records.claim(config.out, True, COLLAPSE)  # Only now: earlier results stay till then.
     records.write_json(folder / records.CONFIG, settings | records.environment())
     records.write_arrays(folder / records.RESULTS, xarray.Dataset(arrays, coordinates))
     records.write_csv(folder / COLLAPSE, [row])

@@ -396,7 +396,12 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 def run(config: Config) -> list[dict[str, Any]]:
     """Checks and times everything and writes the records; returns the rows of methods.csv."""
     jax.config.update("jax_enable_compilation_cache", False)  # Compilation is timed as well.
-    folder = records.claim(config.out, config.overwrite)
+    for size in config.sizes:
+        run_bytes = network_training.memory(
+            config.recipe.classifier, SHAPES[size], config.batch_size
+        )
+        estimates.check(estimates.Cost(1, 0, run_bytes))
+    folder = records.claim(config.out, config.overwrite, benchmark_figure.METHODS)
     settings = cli.settings(config)
     settings["torch"] = importlib.metadata.version("torch") if benchmark.has_torch() else None
     settings["cores"] = cli.num_cores()

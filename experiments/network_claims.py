@@ -1,9 +1,14 @@
 """The rows of the ledger about ResNet20 with an MLP head: Figures 2 (bottom), 4, 9 and 10."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from dufm_jax import Decay, Problem, dufm, structure
+from dufm_jax.solutions import srg
 from experiments import dufm_figure, readme, records, studies
 from experiments.claims import Claim, table, verdict
 
@@ -103,7 +108,7 @@ def _figure4() -> tuple[str, str]:
             checks += [
                 all(least <= ranks[2] <= most for ranks in after),
                 all(
-                    min(ranks[1:3]) <= min(ranks[0], *ranks[3:]) and min(ranks) < max(ranks)
+                    ranks[2] == min(ranks) < max(ranks)  # In the middle of five.
                     for ranks in after
                 ),
                 max(first, behind) < 1e-2,
@@ -117,11 +122,20 @@ def _figure4() -> tuple[str, str]:
 def _has_srg(row: dict[str, Any]) -> bool:
     """Whether the intermediate layers are SRG's, or the last, whose Gram matrix Figure 4 shows."""
     *_, last = _layers(row, "structure")
-    return studies.is_srg(row) or studies.is_srg({"structure": last})
+    return studies.is_srg(row) or last == srg_last()
+
+
+@functools.cache
+def srg_last() -> str:
+    """The structure of the last layer of the SRG solution for ten classes."""
+    problem = Problem.with_width(num_classes=10, samples_per_class=1, depth=4, width=10)
+    *_, last = dufm.activations(srg.build(problem, Decay.uniform(1e-3, problem.depth)))
+    means = np.asarray(last[1], np.float64)
+    return structure.recognise(means.T @ means).name
 
 
 def _over(part: str, paper: str, strict: bool) -> Callable[[], tuple[str, str]]:
-    """Whether the rank falls along a sweep: at every step, to half a rank, or from end to end.
+    """Whether the rank falls along a sweep, by half a rank at least, and, if strict, at every step.
 
     And whether the paper's images are among those tried, each mean is of two runs and, where the
     regularisation has a DNC loss to compare with, one of them ended below it: where all end above,
@@ -164,7 +178,7 @@ def _falls(rows: list[dict[str, Any]], strict: bool) -> list[bool]:
     checks = [all(row["fitted"] >= 2 for row in rows) and all(ended)]
     for name in ("rank_mean", "rank_before_mean"):
         means = [row[name] for row in rows if row["rank_mean"] != ""]
-        checks.append(len(means) > 1 and means[-1] < means[0])
+        checks.append(len(means) > 1 and means[-1] <= means[0] - 0.5)
         if strict:
             checks.append(all(after <= before + 0.5 for before, after in itertools.pairwise(means)))
     return checks

@@ -72,7 +72,7 @@ class Config:
 
     @property
     def trainings(self) -> dict[str, network_training.Config]:
-        """By part."""
+        """By part: those of the flag, and others that are finished already."""
         shared: dict[str, Any] = {
             "dataset": self.dataset,
             "data_dir": self.data_dir,
@@ -109,7 +109,11 @@ class Config:
                 **(standard | {"weight_decay": tuple(self.standard_decays)}),
             ),
         }
-        return sweeps if self.part == "all" else {self.part: sweeps[self.part]}
+        return {
+            part: training
+            for part, training in sweeps.items()
+            if self.part in ("all", part) or studies.is_finished(training)
+        }
 
 
 _PAPER: dict[str, Any] = {

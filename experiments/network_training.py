@@ -22,6 +22,7 @@ A run that is interrupted goes on from its last checkpoint with --resume.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 import sys
@@ -37,6 +38,7 @@ from jaxtyping import Array
 
 from dufm_jax import Decay, Problem, collapse, data, processes, streaming, structure, sweep
 from dufm_jax.networks import classifier, resnet, runs, training
+from dufm_jax.problem import strength_limits
 from experiments import cli, dufm_figure, dufm_training, estimates, records, trainings
 
 _CLASSES = 10  # Of each data set.
@@ -127,9 +129,11 @@ class Config:
             )
         if not 0 < self.rank_tolerance < 1:
             raise ValueError(f"--rank_tolerance must be in (0, 1), got {self.rank_tolerance}.")
-        if not self.features_decay > 0:
+        least, most = strength_limits(np.float32)
+        if not least <= self.features_decay <= most:
             raise ValueError(
-                f"--features_decay must be positive and finite, got {self.features_decay}."
+                f"--features_decay must be from {least:.3g} to {most:.3g}, got "
+                f"{self.features_decay}."
             )
         if self.subset_seed < 0:
             raise ValueError(f"--subset_seed must not be negative, got {self.subset_seed}.")
@@ -290,6 +294,21 @@ class Measured(NamedTuple):
     after: list[collapse.Measures]
 
 
+def _convolutions(
+    network: classifier.Classifier, image_shape: Sequence[int]
+) -> Iterator[tuple[int, int, int]]:
+    """Pixels, channels into and channels out of each 3x3 convolution."""
+    height, width, channels = image_shape
+    into = resnet.CHANNELS[0]
+    yield height * width, channels, into
+    for out in resnet.CHANNELS:
+        if out != into:
+            height, width = -(-height // 2), -(-width // 2)
+        for index in range(2 * network.blocks):
+            yield height * width, out if index else into, out
+        into = out
+
+
 def floating_operations(network: classifier.Classifier, image_shape: Sequence[int]) -> int:
     """Of a training step, per image: three products a layer, of two operations an entry each.
 
@@ -297,17 +316,36 @@ def floating_operations(network: classifier.Classifier, image_shape: Sequence[in
     not needed, is counted as well. A tap of a 3x3 kernel counts in the margin too; normalisation,
     ReLU and pooling do not.
     """
-    height, width, channels = image_shape
-    into = resnet.CHANNELS[0]
-    forward = height * width * 9 * channels * into
-    for out in resnet.CHANNELS:
-        if out != into:
-            height, width = -(-height // 2), -(-width // 2)
-        forward += height * width * 9 * (into + (2 * network.blocks - 1) * out) * out
-        into = out
+    forward = sum(9 * a * into * out for a, into, out in _convolutions(network, image_shape))
     sizes = (*network.widths, network.num_classes)
     forward += sum(below * above for below, above in itertools.pairwise(sizes))
     return 3 * 2 * forward
+
+
+def memory(network: classifier.Classifier, image_shape: Sequence[int], batch_size: int) -> int:
+    """Bytes that a run needs on a device, about.
+
+    Parameters, momenta, gradients and updates, and what each convolution and layer of the head
+    gives, before and after normalisation and ReLU.
+    """
+    convolutions = list(_convolutions(network, image_shape))
+    sizes = (*network.widths, network.num_classes)
+    parameters = sum(9 * into * out for _, into, out in convolutions)
+    parameters += sum(below * above for below, above in itertools.pairwise(sizes))
+    activations = sum(pixels * out for pixels, _, out in convolutions) + sum(sizes)
+    return 4 * (4 * parameters + 2 * batch_size * activations)
+
+
+def cost(config: Config, recipe: training.Recipe, image_shape: Sequence[int]) -> estimates.Cost:
+    """Of a training on such images."""
+    per_image = floating_operations(recipe.classifier, image_shape)
+    return estimates.Cost(
+        config.grid.num_runs,
+        float(per_image) * recipe.num_samples * config.num_epochs,
+        memory(recipe.classifier, image_shape, recipe.batch_size),
+        # On a CPU the runs of a device take turns (`dufm_jax.networks.runs`).
+        1 if jax.default_backend() == "cpu" else config.runs_per_device,
+    )
 
 
 def load(config: Config) -> data.Dataset:
@@ -330,15 +368,15 @@ def run(config: Config) -> list[dict[str, Any]]:
         "samples": len(images.labels),
         "image_shape": list(images.images.shape[1:]),
         "notice": images.notice,
+        "images_sha256": hashlib.sha256(
+            images.images.tobytes() + images.labels.tobytes()
+        ).hexdigest(),
     }
     pixels, _ = data.standardise(images.images)
+    ahead = cost(config, recipe, pixels.shape[1:])
+    processes.everywhere(lambda: estimates.check(ahead))
     if jax.process_index() == 0:
-        per_image = floating_operations(recipe.classifier, pixels.shape[1:])
-        operations = float(per_image) * recipe.num_samples * config.num_epochs
-        # On a CPU the runs of a device take turns (`dufm_jax.networks.runs`).
-        at_once = 1 if jax.default_backend() == "cpu" else config.runs_per_device
-        ahead = estimates.describe(config.grid.num_runs, operations, runs_per_device=at_once)
-        print(ahead, file=sys.stderr)
+        print(estimates.describe(ahead), file=sys.stderr)
     outcome = trainings.carry_out(
         config,
         functools.partial(_descend, config, recipe, pixels, images.labels),

@@ -21,6 +21,8 @@ def save(figure: Figure, path: Path, dpi: int = 110) -> Path:
 def active(means: np.ndarray) -> np.ndarray:
     """The rows (units) that are not off, in the order of the first class they are active on."""
     norms = np.linalg.norm(means, axis=1)
+    if not norms.max() > 0:  # All are off, or not numbers.
+        return means
     shown = means[norms > 1e-2 * norms.max()]
     return shown[np.lexsort(np.round(-shown / np.abs(shown).max(), 1).T[::-1])]
 

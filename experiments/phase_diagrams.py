@@ -32,7 +32,7 @@ import numpy as np
 import tqdm
 import xarray
 
-from experiments import cli, dufm_training, estimates, phase_figure, records, studies
+from experiments import cli, dufm_training, phase_figure, records, studies
 
 DIMENSIONS = ("num_classes", "depth", "width", "weight_decay", "learning_rate")
 
@@ -53,11 +53,23 @@ STATISTICS = {
     "rank_deviation": "standard deviation over runs of the mean over layers of this rank",
     "gap_mean": "mean of (loss - L_SRG) / L_SRG",
     "gap_least": "least (loss - L_SRG) / L_SRG",
+    "at_or_below_srg_share": "share of runs of a loss at most 0.1 percent above L_SRG",
+    "below_srg_share": "share of runs of a loss more than 0.1 percent below L_SRG",
     "dnc_loss": "L_DNC",
     "srg_loss": "L_SRG, where K < 6 and no SRG solution exists NaN",
 }
 _COUNTS = ("runs", "diverged")
+# Those told of all runs together.
+SHARES = (
+    "converged_share",
+    "dnc_share",
+    "srg_share",
+    "below_dnc_share",
+    "at_or_below_srg_share",
+    "zero_share",
+)
 _ZERO_LOSS = 0.5
+_AT = 1e-3  # A loss at most that far from another, as a share, is at it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +227,7 @@ def measure(runs: Sequence[Mapping[str, str]], depth: int, num_steps: int) -> di
         "dnc_share_low": low,
         "dnc_share_high": high,
         "srg_share": share(row["srg_found"]),
-        "zero_share": mean(np.abs(loss / _ZERO_LOSS - 1) < 1e-3),
+        "zero_share": mean(np.abs(loss / _ZERO_LOSS - 1) < _AT),
         "below_dnc_share": share(row["below_dnc"]),
         "above_dnc_share": mean(loss > 1.01 * dnc_loss),
         "converged_share": mean(steps < num_steps),
@@ -223,6 +235,8 @@ def measure(runs: Sequence[Mapping[str, str]], depth: int, num_steps: int) -> di
         "rank_deviation": float(np.std(rank)) if alive else math.nan,
         "gap_mean": mean(gap),
         "gap_least": float(np.min(gap)) if alive else math.nan,
+        "at_or_below_srg_share": mean(gap <= _AT) if math.isfinite(srg_loss) else math.nan,
+        "below_srg_share": mean(gap < -_AT) if math.isfinite(srg_loss) else math.nan,
         "dnc_loss": dnc_loss,
         "srg_loss": srg_loss,
     }
@@ -235,13 +249,11 @@ def mean(arrays: xarray.Dataset) -> xarray.Dataset:
 
 def main(config: Config) -> None:
     """Trains, draws and says how many runs found what."""
-    runs = [training.grid.num_runs for training in config.trainings]
-    mean_operations = np.average([one.operations for one in config.trainings], weights=runs)
-    print(estimates.describe(sum(runs), float(mean_operations)))
+    studies.announce(config.trainings)
     arrays = run(config)
     means = mean(arrays)
     print(f"{int(arrays.runs.sum()):,} runs, of which {int(arrays.diverged.sum())} diverged:")
-    for name in ("dnc_share", "srg_share", "below_dnc_share", "zero_share", "converged_share"):
+    for name in SHARES:
         print(f"  {float(means[name]):7.2%}  {STATISTICS[name]}")
     for path in phase_figure.draw(Path(config.out)):
         print(f"Drew {path}.")

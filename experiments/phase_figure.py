@@ -42,9 +42,9 @@ def draw(folder: Path, learning_rate: float = 0) -> list[Path]:
       learning_rate: The heat maps' learning rate; 0 for the smallest.
 
     Raises:
-      ValueError: if the run has no such learning rate.
+      ValueError: if it is another run, or has no such learning rate.
     """
-    arrays = records.read_arrays(folder)
+    arrays = records.read_arrays(folder, *(name for name, *_ in ROWS))
     rates = arrays.learning_rate.values
     rate = learning_rate or rates.min()
     if rate not in rates:

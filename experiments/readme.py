@@ -8,6 +8,7 @@ takes the records of finished runs into experiments/gallery, and without flags
 """
 
 import dataclasses
+import importlib
 import re
 import shutil
 import statistics
@@ -35,7 +36,7 @@ PHASES = GALLERY / "phase_diagrams"
 # Where the records of each flag's run go, and which.
 COLLECTED: dict[str, tuple[Path, tuple[str, ...]]] = {
     "figure2": (FIGURE2, (records.CONFIG, records.RUNS, records.FIGURE)),
-    "initialisation": (INITIALISATION, (studies.SUMMARY,)),
+    "initialisation": (INITIALISATION, (records.CONFIG, studies.SUMMARY)),
     "benchmark": (
         BENCHMARK,
         (records.CONFIG, benchmark_figure.METHODS, benchmark_figure.SCALING, records.FIGURE),
@@ -47,6 +48,10 @@ COLLECTED: dict[str, tuple[Path, tuple[str, ...]]] = {
         (records.CONFIG, records.RESULTS, records.FIGURE, phase_figure.RATES),
     ),
 }
+
+
+_COMMANDS = {"figure2": "dufm_training"}  # Others are of the command of their name.
+_SAME = ("figure", "dataset", "regularisation")  # What a record may not change.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +69,28 @@ class Config:
         cli.check(self)
 
 
-def collect(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    """Copies the named files of a finished run into the gallery."""
+def collect(source: Path, target: Path, names: tuple[str, ...], command: str) -> None:
+    """Copies the named files of a finished run of a command into the gallery.
+
+    Raises:
+      ValueError: if it is not finished, of another command, or of other images than the record
+        whose place it would take.
+    """
     missing = [name for name in names if not records.holds(source, name)]
     if missing:
         raise ValueError(f"{source} is no finished run: it holds no {missing[0]}.")
+    config = records.read_config(source)
+    known = importlib.import_module(f"experiments.{command}").Config
+    absent = [name for name in cli.setting_names(known) if name not in config]
+    if absent:
+        raise ValueError(f"{source} is no run of experiments.{command}: it has no {absent[0]}.")
+    if records.holds(target, records.CONFIG):
+        before = records.read_config(target)
+        for name in _SAME:
+            if name in before and config.get(name) != before[name]:
+                raise ValueError(
+                    f"{source} has {name}={config.get(name)}, not {before[name]} as {target.name}."
+                )
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copyfile(source / name, target / name)
@@ -222,20 +244,20 @@ def phases() -> str:
         "",
         f"All {int(arrays.runs.sum()):,} runs by K and L, over the widths from "
         f"{arrays.width.min():d} to {arrays.width.max():d}, decays and learning rates; the mean "
-        "rank is over layers, the gap is (loss - L_SRG) / L_SRG.",
+        "rank is over layers, the gap is (loss - L_SRG) / L_SRG; shares and means are over the "
+        "runs that did not diverge.",
         "",
         "| K | L | runs | diverged | converged | at DNC | with the structure of SRG | below DNC "
-        "| at zero | mean rank | mean gap | least gap |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| at or below L_SRG | at zero | mean rank | mean gap | least gap |",
+        "|" + " ---: |" * 13,
     ]
-    shares = ("converged", "dnc", "srg", "below_dnc", "zero")
     for classes in arrays.num_classes:
         for depth in arrays.depth:
             part = arrays.sel(num_classes=classes, depth=depth)
             means = phase_diagrams.mean(part)
             cells = [f"{int(classes)}", f"{int(depth)}"]
             cells += [f"{int(part[name].sum()):,}" for name in ("runs", "diverged")]
-            cells += [f"{float(means[f'{name}_share']):.0%}" for name in shares]
+            cells += [f"{float(means[name]):.0%}" for name in phase_diagrams.SHARES]
             cells += [f"{float(means.mean_rank):.1f}", f"{float(means.gap_mean):.1%}"]
             cells += [f"{float(part.gap_least.min()):.1%}"]
             lines.append(f"| {' | '.join(cells)} |")
@@ -323,7 +345,8 @@ def main(config: Config) -> None:
     """Collects the records named and writes README.md."""
     for name, (target, files) in COLLECTED.items():
         if source := getattr(config, name):
-            collect(Path(source), target, files)
+            command = _COMMANDS.get(name, name)
+            collect(Path(source), target, files, command)
     path = ROOT / "README.md"
     path.write_text(render(path.read_text()))
     print(f"Wrote {path.name}.")

@@ -24,6 +24,7 @@ CONFIG, METRICS, RUNS, RESULTS, FIGURE = (
     "results.nc",
     "figure.png",
 )
+MOST_BYTES = 2**31  # An array of a netCDF file of this format is smaller.
 _AGAIN = "run again what writes it, in a new folder"
 _PARTIAL = ".partial"
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "scipy")
@@ -51,12 +52,13 @@ def holds(folder: str | Path, name: str) -> bool:
     return os.path.exists(os.path.join(folder, name))
 
 
-def claim(out: str, overwrite: bool) -> Path:
+def claim(out: str, overwrite: bool, *others: str) -> Path:
     """Makes sure that a run may write into a directory, and creates it.
 
     Args:
       out: The directory.
       overwrite: Whether to remove the files of an earlier run from it.
+      others: Files of such a run beside the usual ones.
 
     Raises:
       ValueError: if it holds something already and must not be overwritten, or is not writable.
@@ -69,7 +71,7 @@ def claim(out: str, overwrite: bool) -> Path:
             f"--out={out} already holds {present[0]}; pass --overwrite or name another folder."
         )
     try:
-        for name in (CONFIG, METRICS, RUNS, RESULTS, FIGURE):
+        for name in (CONFIG, METRICS, RUNS, RESULTS, FIGURE, *others):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"{folder / name} cannot be replaced: {error.strerror}.") from None
@@ -190,11 +192,18 @@ def read_runs(folder: Path) -> list[dict[str, str]]:
     return read_csv(folder / RUNS)
 
 
-def read_arrays(folder: Path) -> xarray.Dataset:
-    """The arrays of a run."""
+def read_arrays(folder: Path, *needed: str) -> xarray.Dataset:
+    """The arrays of a run.
+
+    Raises:
+      ValueError: as above, or if one of those needed is not among them.
+    """
     path = folder / RESULTS
     with _reading(path):
-        return xarray.load_dataset(path, engine="scipy")
+        arrays = xarray.load_dataset(path, engine="scipy")
+    if missing := [name for name in needed if name not in arrays]:
+        raise ValueError(f"{path} has no {missing[0]}; is {folder} the folder of another command?")
+    return arrays
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import dufm_training, records
+from experiments import dufm_training, estimates, records
 
 SUMMARY = "summary.csv"
 COLLAPSED = 1e-4  # A run whose DNC1 is below this in every layer counts as collapsed.
@@ -25,6 +25,13 @@ def check(trainings: Iterable[Any]) -> None:
 def is_finished(training: Any) -> bool:
     """Whether its folder holds finished runs, be it of other settings."""
     return records.holds(training.out, records.RUNS)
+
+
+def announce(trainings: Sequence[dufm_training.Config]) -> None:
+    """Says what those that are not finished will cost, if there are any."""
+    costs = [training.cost for training in trainings if not is_finished(training)]
+    if costs:
+        print(estimates.describe(*costs))
 
 
 def train(training: Any, run: Callable[[Any], Any] | None = None) -> list[dict[str, str]]:

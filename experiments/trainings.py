@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,7 +190,7 @@ def carry_out(
         rounds = itertools.chain([current], rounds)
     else:
         done = int(saved.done[0])
-        lines = _lines(folder, unit, done)
+        lines = _lines(folder, unit, done, {*current.marks, "seconds", *current.curves})
         if len(lines) != saved.num_lines[0]:
             raise ValueError(
                 f"{folder / records.METRICS} holds {len(lines)} of the {saved.num_lines[0]} lines "
@@ -206,13 +206,13 @@ def carry_out(
     started = time.perf_counter() - seconds
     saved_at = time.perf_counter()
     with (
-        _noticed() as signals,
+        _noticed(config.out) as signals,
         tqdm.tqdm(
             total=total,
             initial=done,
             desc=f"{num_runs} runs",
             unit=f" {unit}s",
-            mininterval=0.5 if sys.stderr.isatty() else 30,
+            mininterval=_seconds(),
             disable=jax.process_index() != 0,
         ) as bar,
     ):
@@ -227,11 +227,14 @@ def carry_out(
                 checkpoints.save(_content(current, bool(ended), len(lines)))
                 saved_at = time.perf_counter()
             _show(bar, current)
+            if stopped:
+                raise cli.Interrupted(signals[0] if signals else signal.SIGTERM, config.out)
             if ended:
                 break
-            if stopped:
-                raise cli.Interrupted(signals[0] if signals else signal.SIGTERM, folder)
-    return Outcome(processes.gather(current.state, num_runs), lines)
+        outcome = Outcome(processes.gather(current.state, num_runs), lines)
+    if signals:  # Since the last round.
+        raise cli.Interrupted(signals[0], config.out)
+    return outcome
 
 
 def _content(current: Round, ended: bool, num_lines: int) -> _Saved:
@@ -260,12 +263,24 @@ def _record(
         records.append_lines(folder / records.METRICS, lines[-count:])
 
 
-def _lines(folder: Path, unit: str, done: int) -> list[dict[str, Any]]:
+def _lines(folder: Path, unit: str, done: int, names: set[str]) -> list[dict[str, Any]]:
     """What was recorded up to a checkpoint; a line that was cut off at the end is left out."""
     lines = records.read_lines(folder / records.METRICS)
-    if not all(isinstance(line.get(unit), int) for line in lines):
-        raise ValueError(f"{folder / records.METRICS} is damaged: a line has no whole {unit!r}.")
+    if not all(isinstance(line.get(unit), int) and line.keys() == names for line in lines):
+        raise ValueError(
+            f"{folder / records.METRICS} is damaged: a line is not of {', '.join(sorted(names))}."
+        )
     return [line for line in lines if line[unit] <= done]
+
+
+def progress(runs: Sequence[Any], description: str) -> Iterator[Any]:
+    """The same, with a bar where it takes long."""
+    return iter(tqdm.tqdm(runs, description, unit=" runs", mininterval=_seconds(), delay=5))
+
+
+def _seconds() -> float:
+    """Between two states of a bar; logs would be full of them."""
+    return 0.5 if sys.stderr.isatty() else 30
 
 
 def _show(bar: tqdm.tqdm, current: Round) -> None:
@@ -276,10 +291,12 @@ def _show(bar: tqdm.tqdm, current: Round) -> None:
 
 
 @contextlib.contextmanager
-def _noticed() -> Iterator[list[int]]:
+def _noticed(out: str) -> Iterator[list[int]]:
     """The signals that asked for an end; a second SIGINT ends at once.
 
-    A second SIGTERM does not: Slurm sends it again where the grace time ends.
+    A second SIGTERM does not: Slurm sends it again where the grace time ends. Of several processes,
+    SIGTERM afterwards ends all but the first, which has the results to write, in the usual way:
+    nothing of theirs is lost, and at their end they may wait for the others where no handler runs.
     """
     seen: list[int] = []
     before: dict[int, Any]
@@ -295,7 +312,8 @@ def _noticed() -> Iterator[list[int]]:
         before = {}
     seen += cli.early_signals
     if before and jax.process_count() > 1:
-        before[signal.SIGTERM] = signal.SIG_DFL  # Afterwards all is saved.
+        first = jax.process_index() == 0
+        before[signal.SIGTERM] = cli.interrupting(out) if first else signal.SIG_DFL
     try:
         yield seen
     finally:

@@ -205,6 +205,14 @@ def test_samples_that_have_not_come_together_give_no_groups(strays):
     assert find(clusters(strays), 4, 0.01)[1] == 0
 
 
+@pytest.mark.parametrize("samples_per_class", [1, 2])
+def test_groups_that_are_no_fewer_than_the_samples_are_none(samples_per_class):
+    features = jax.random.normal(jax.random.key(0), (6, 4 * samples_per_class))
+    assert find(features, 4, 0.01)[1] == 0
+    equal = jnp.repeat(features[:, :4], samples_per_class, axis=1)
+    assert find(equal, 4, 0.01)[1] == (4 if samples_per_class > 1 else 0)
+
+
 def test_equal_classes_stay_apart():
     groups, count = find(jnp.ones((6, 20)), 4, 0.01)
     assert count == 4
@@ -371,3 +379,10 @@ def test_convergence_is_movement_relative_to_the_parameters():
     after = jax.tree.map(lambda leaf: 1.01 * leaf, before)
     assert sweep.has_converged(before, after, 0.0100).tolist() == [True]  # 0.01 / 1.01.
     assert sweep.has_converged(before, after, 0.0098).tolist() == [False]
+
+
+def test_a_run_of_steps_as_long_as_its_parameters_never_counts_as_converged():
+    before = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params())
+    after = jax.tree.map(lambda leaf: 1e9 * leaf, before)
+    assert sweep.has_converged(before, after, 2.0).tolist() == [False]
+    assert sweep.has_converged(before, before, 1.0).tolist() == [False]

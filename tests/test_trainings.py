@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cases
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -255,9 +256,12 @@ def test_one_process_eight_devices_and_two_processes_agree(tmp_path):
 
 def test_memory_is_in_proportion_to_the_runs():
     problem = Problem.with_width(num_classes=10, samples_per_class=20, depth=4, width=30)
-    told = estimates.memory(problem, num_runs=8, itemsize=4)
-    assert told == 8 * estimates.memory(problem, num_runs=1, itemsize=4)
-    assert "8 runs on" in estimates.describe(8, 1e9, told // 8)
+    cost = estimates.Cost(8 * jax.device_count(), 1e9, estimates.memory(problem, itemsize=4))
+    assert cost.device_bytes == 8 * cost.run_bytes
+    assert cost._replace(runs_per_device=2).device_bytes == 2 * cost.run_bytes
+    assert f"{cost.num_runs} runs on" in estimates.describe(cost)
+    assert f"{2 * cost.num_runs} runs in 2 sweeps on" in estimates.describe(cost, cost)
+    estimates.check(cost)
 
 
 def test_snapshots_lead_to_the_same_end():
