@@ -6,9 +6,10 @@ Each fault is done to `experiments.dufm_training` in a program of its own, as of
 say, at random moments; what it leaves is resumed with --resume. A try counts as good if the files
 runs.csv, results.nc and, but for timings, metrics.jsonl are then byte for byte those of an
 undisturbed run (for several processes: losses to 1e-5), and if what had to be refused was refused
-in one sentence with status 1. faults.csv has a row a fault, and notes in what the kills and stops
-have hit: the start (imports, compilation), the descent with its metrics, a checkpoint being
-written, or the end (the last measurement and the figure).
+in one sentence with status 1. Of five kills or stops two come at a random moment, the others as
+soon as a line of metrics, a checkpoint or the figure is seen being written. faults.csv has a row a
+fault, and notes in what they have hit: the start (imports, compilation), the descent, metrics,
+a checkpoint, the last measurement, the results or the figure; of a kill by what it left behind.
 """
 
 import collections
@@ -19,7 +20,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments import checkpoints, cli, records
+from experiments import checkpoints, cli, programs, records
 
 FAULTS = "faults.csv"
 _SWEEP = {
@@ -49,10 +49,10 @@ class Config:
     """How often each fault is done."""
 
     out: str = cli.flag("results/faults", "Folder for the table; empty, or come with --overwrite.")
-    kills: int = cli.flag(50, "kill -9 at a random moment.")
-    stops: int = cli.flag(10, "SIGTERM at a random moment.")
+    kills: int = cli.flag(50, "kill -9 at some moment.")
+    stops: int = cli.flag(20, "SIGTERM at some moment.")
     damages: int = cli.flag(20, "A flipped bit or a cut in a file of the latest checkpoint.")
-    others: int = cli.flag(3, "Each of the other faults.")
+    others: int = cli.flag(3, "Each of the other faults; of full disks three times as many.")
     num_steps: int = cli.flag(20_000, "Of the sweep that they are done to.")
     seed: int = cli.flag(0, "Of the random moments.")
     overwrite: bool = cli.flag(False, "Replace the files of an earlier run in --out.")
@@ -88,10 +88,8 @@ class Bench:
 
     def command(self, out: Path, *flags: str) -> list[str]:
         """A sweep into `out` that saves often."""
-        given = _SWEEP | {"num_steps": self.num_steps, "checkpoint_seconds": 0.2}
-        settings = [f"--{name}={value}" for name, value in given.items()]
-        module = [sys.executable, "-m", "experiments.dufm_training"]
-        return [*module, f"--out={out}", *settings, *flags]
+        given = {"out": out, "num_steps": self.num_steps, "checkpoint_seconds": 0.2}
+        return programs.command(_SWEEP | given, *flags)
 
     def start(self, out: Path, *flags: str, **options: Any) -> subprocess.Popen:
         """The sweep in a program of its own."""
@@ -165,61 +163,118 @@ def _said(job: subprocess.Popen, seconds: float = _PATIENCE) -> str:
         return job.communicate()[1]
 
 
-def _is_sentence(text: str) -> bool:
+def _is_sentence(text: str, start: str = "error: ") -> bool:
     """Whether a program ended with one sentence rather than with a traceback."""
     last = text.strip().splitlines()[-1] if text.strip() else ""
-    return last.startswith("error: ") and last.endswith(".") and "Traceback" not in text
+    return last.startswith(start) and last.endswith(".") and "Traceback" not in text
 
 
 def kill(bench: Bench, times: int) -> Iterator[bool]:
-    """kill -9 at a random moment, again and again, each time resumed."""
-    yield from _signalled(bench, times, signal.SIGKILL, {-signal.SIGKILL})
+    """kill -9 at some moment, again and again, each time resumed."""
+    yield from _signalled(bench, times, signal.SIGKILL)
 
 
 def stop(bench: Bench, times: int) -> Iterator[bool]:
-    """SIGTERM at a random moment: the program saves and says how to go on."""
-    # Before it listens, while Python starts, the signal has its usual effect.
-    yield from _signalled(bench, times, signal.SIGTERM, {-signal.SIGTERM, 128 + signal.SIGTERM})
+    """SIGTERM at some moment: the program saves and says how to go on."""
+    yield from _signalled(bench, times, signal.SIGTERM)
 
 
-def _signalled(bench: Bench, times: int, number: int, statuses: set[int]) -> Iterator[bool]:
-    out, pending = bench.new(), 0
-    while pending < times:
+_ANYWHERE = "anywhere"
+_AIMS = (_ANYWHERE, "metrics", "checkpoint", _ANYWHERE, "figure")
+
+
+def _signalled(bench: Bench, times: int, number: int) -> Iterator[bool]:
+    out, done, pending = bench.new(), 0, 0
+    while done + pending < times:
         started = time.time()
         job = bench.start(out, "--resume")
-        delay = bench.random.uniform(0, bench.seconds)
-        if bench.random.random() < 0.75:  # Else most would hit the start.
-            while _stage(out, started) == "start" and job.poll() is None:
-                time.sleep(0.01)
-            delay = bench.random.uniform(0, bench.descent + 2)
-        try:
-            job.wait(delay)
-        except subprocess.TimeoutExpired:
-            bench.notes[_stage(out, started)] += 1
-            job.send_signal(number)
-            pending += 1
+        aim = _AIMS[(done + pending) % len(_AIMS)]
+        stage = _await(bench, job, out, started, aim)
+        job.send_signal(number)
         said = job.communicate()[1]
-        if job.returncode not in {0, *statuses}:
-            raise RuntimeError(f"status {job.returncode} after signal {number}: {said}")
-        unsaid = job.returncode == 128 + number and "--resume" not in said
-        if unsaid or job.returncode == 0:
-            good = not unsaid and bench.same(out)
-            yield from [good] * pending
-            out, pending, times = bench.new(), 0, times - pending
+        if job.returncode == 0:  # It was at its end before.
+            yield from [bench.same(out)] * pending
+            out, done, pending = bench.new(), done + pending, 0
+            continue
+        told = job.returncode == 128 + number and _is_sentence(said, "stopped by ")
+        # Before it listens, while Python starts, SIGTERM has its usual effect.
+        ended = job.returncode == -number and (number == signal.SIGKILL or stage == "start")
+        if not ((told and "--resume" in said) or ended):
+            raise RuntimeError(f"status {job.returncode} after {number} in the {stage}: {said}")
+        if number == signal.SIGKILL and stage != "metrics":
+            stage = _stage(bench, out, started)
+        bench.notes[stage] += 1
+        pending += 1
     bench.finish(out)
     yield from [bench.same(out)] * pending
 
 
-def _stage(out: Path, started: float) -> str:
-    """What a program that began at that time is at."""
-    if (out / records.RUNS).exists():
-        return "end"
-    whole = {path.name for path in _numbered(out)}
-    if any(path.stem not in whole for path in (out / checkpoints.FOLDER).glob("*")):
+def _await(bench: Bench, job: subprocess.Popen, out: Path, started: float, aim: str) -> str:
+    """Waits for the moment to hit a program, or for its end; returns what it is at."""
+
+    def until(there: Callable[[], bool], pause: float = 0.0005) -> None:
+        while not there() and job.poll() is None:
+            time.sleep(pause)
+
+    if aim == "figure":
+        partial = (out / records.FIGURE).with_suffix(records.PARTIAL)
+        until(lambda: _modified(partial) > started)
+        return _stage(bench, out, started)
+    if aim == _ANYWHERE and bench.random.random() < 0.2:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.wait(bench.random.uniform(0, bench.seconds - bench.descent))
+        return _stage(bench, out, started)
+    until(lambda: _stage(bench, out, started) != "start", 0.01)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        spare = 2 if aim == _ANYWHERE else -0.2 * bench.descent
+        job.wait(bench.random.uniform(0, bench.descent + spare))
+    if aim == "metrics":
+        before = _modified(out / records.METRICS)
+        until(lambda: _modified(out / records.METRICS) != before)
+        return aim
+    if aim == "checkpoint":
+        until(lambda: _unsealed(out, started))
+        time.sleep(bench.random.uniform(0, 0.02))
+    return _stage(bench, out, started)
+
+
+def _stage(bench: Bench, out: Path, started: float) -> str:
+    """What a program that began at that time is at, or was when it ended."""
+
+    def fresh(path: Path) -> bool:
+        return _modified(path) > started
+
+    results, runs, figure = (out / name for name in (records.RESULTS, records.RUNS, records.FIGURE))
+    if fresh(figure.with_suffix(records.PARTIAL)) or fresh(runs):  # It draws, and then writes.
+        return "figure"
+    if fresh(results.with_suffix(records.PARTIAL)) or fresh(runs.with_suffix(records.PARTIAL)):
+        return "results"
+    if _unsealed(out, started):
         return "checkpoint"
     metrics = out / records.METRICS
-    begun = metrics.exists() and metrics.stat().st_size and metrics.stat().st_mtime > started
-    return "descent" if begun else "start"
+    if not (fresh(metrics) and metrics.stat().st_size):
+        return "start"
+    *_, last = records.read_lines(metrics) or [{"step": 0}]
+    sealed = [path.with_suffix(checkpoints.SUMS) for path in _numbered(out)]
+    saved = any(_modified(path) >= _modified(metrics) for path in sealed)
+    return "measurement" if saved and last["step"] == bench.num_steps else "descent"
+
+
+def _modified(path: Path) -> float:
+    """When, in seconds; long ago where there is no such file."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _unsealed(out: Path, started: float) -> bool:
+    """Whether a checkpoint is being written, or was when the program ended."""
+    whole = {path.name for path in _numbered(out)}
+    for path in (out / checkpoints.FOLDER).glob("*"):
+        if path.stem not in whole and _modified(path) > started:
+            return True
+    return False
 
 
 def damage(bench: Bench, times: int) -> Iterator[bool]:
@@ -253,16 +308,42 @@ def _mounted(place: Path, options: str) -> Iterator[None]:
 
 
 def full_disk(bench: Bench, times: int) -> Iterator[bool]:
-    """No space left while checkpoints or metrics are written; resumed with more space."""
-    for _ in range(times):
-        place = bench.new()
-        with _mounted(place, f"size={bench.random.randrange(60, 400)}k"):
-            job = bench.start(place / "out")
+    """No space left while a checkpoint, metrics or results are written; resumed with more space."""
+    for index in range(times):
+        place, started = bench.new(), time.time()
+        # Results last: a checkpoint and all metrics are there before them.
+        seconds, stage, spare = (
+            (0.2, "descent", 40),
+            (1000, "descent", 0),
+            (0.2, "measurement", 0),
+        )[index % 3]
+        with _mounted(place, "size=100m"):
+            out = place / "out"
+            job = bench.start(out, f"--checkpoint_seconds={seconds}")
+            while _stage(bench, out, started) != stage and job.poll() is None:
+                time.sleep(0.001)
+            if stage == "descent":
+                time.sleep(bench.random.uniform(0, 0.5 * bench.descent))
+            job.send_signal(signal.SIGSTOP)
+            _resize(place, spare)
+            job.send_signal(signal.SIGCONT)
             said = _said(job)
+            reached = _stage(bench, out, started) == "measurement"
+            where = (
+                "checkpoint" if "the checkpoint" in said else "results" if reached else "metrics"
+            )
+            bench.notes[where] += 1
             refused = job.returncode == 1 and _is_sentence(said)
             subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
-            bench.finish(place / "out")
-            yield refused and bench.same(place / "out")
+            bench.finish(out)
+            yield refused and bench.same(out)
+
+
+def _resize(place: Path, spare: int) -> None:
+    """Leaves so many kB on a small file system."""
+    status = os.statvfs(place)
+    size = (status.f_blocks - status.f_bfree) * status.f_frsize + 1024 * spare
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
 
 
 def read_only(bench: Bench, times: int) -> Iterator[bool]:
@@ -289,11 +370,7 @@ def lost_process(bench: Bench, times: int) -> Iterator[bool]:
     """One of two processes is killed: the other ends; both resumed reach the same losses."""
 
     def job(out: Path) -> list[subprocess.Popen]:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-        shared = ("--resume", f"--coordinator_address={address}", "--num_processes=2")
-        return [bench.start(out, *shared, f"--process_id={index}") for index in range(2)]
+        return [bench.start(out, "--resume", *flags) for flags in programs.joined(2)]
 
     for index in range(times):
         out = bench.new()
@@ -381,10 +458,10 @@ def run(config: Config) -> list[dict[str, Any]]:
         (kill, config.kills),
         (stop, config.stops),
         (damage, config.damages),
+        (full_disk, 3 * config.others),
         *(
             (fault, config.others)
             for fault in (
-                full_disk,
                 read_only,
                 no_folder,
                 lost_process,

@@ -258,6 +258,7 @@ def _others(rows: list[dict[str, Any]]) -> str:
     kinds = collections.Counter[str]()
     for row in rows:
         kinds["partly"] -= int(row["dnc_found"])
+        kinds["diverged"] += int(row["diverged"])
         for entry in row["structures"].split():
             name, _, count = entry.rpartition(":")
             kind = next((kind for kind in ("zero", "merged") if f"{kind}(" in name), "other")
@@ -272,6 +273,7 @@ def _others(rows: list[dict[str, Any]]) -> str:
         "merged": "with merged classes",
         "other": "of another structure",
         "none": "of no known structure",
+        "diverged": "diverged",
     }
     found = [f"{kinds[kind]} {text}" for kind, text in words.items() if kinds[kind]]
     return f"the other runs: {', '.join(found)}" if found else "all runs at DNC"

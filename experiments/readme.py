@@ -19,6 +19,7 @@ from experiments import (
     benchmark_figure,
     cli,
     faults,
+    layouts,
     phase_diagrams,
     phase_figure,
     records,
@@ -32,6 +33,7 @@ INITIALISATION = GALLERY / "initialisation"
 BENCHMARK = GALLERY / "benchmark"
 NETWORK_BENCHMARK = GALLERY / "network_benchmark"
 FAULTS = GALLERY / "faults"
+LAYOUTS = GALLERY / "layouts"
 PHASES = GALLERY / "phase_diagrams"
 # Where the records of each flag's run go, and which.
 COLLECTED: dict[str, tuple[Path, tuple[str, ...]]] = {
@@ -43,6 +45,7 @@ COLLECTED: dict[str, tuple[Path, tuple[str, ...]]] = {
     ),
     "network_benchmark": (NETWORK_BENCHMARK, (records.CONFIG, benchmark_figure.METHODS)),
     "faults": (FAULTS, (records.CONFIG, faults.FAULTS)),
+    "layouts": (LAYOUTS, (records.CONFIG, layouts.LAYOUTS)),
     "phase_diagrams": (
         PHASES,
         (records.CONFIG, records.RESULTS, records.FIGURE, phase_figure.RATES),
@@ -63,6 +66,7 @@ class Config:
     benchmark: str = cli.flag("", "Folder of a run of experiments.benchmark with no flags.")
     network_benchmark: str = cli.flag("", "Folder of a run of experiments.network_benchmark.")
     faults: str = cli.flag("", "Folder of a run of experiments.faults.")
+    layouts: str = cli.flag("", "Folder of a run of experiments.layouts.")
     phase_diagrams: str = cli.flag("", "Folder of a run of experiments.phase_diagrams.")
 
     def __post_init__(self) -> None:
@@ -106,6 +110,7 @@ def render(text: str) -> str:
         "networks": gallery(NETWORKS),
         "network_benchmark": network_benchmark_table(),
         "faults": faults_table(),
+        "layouts": layouts_table(),
         "phase_diagrams": phases(),
     }
     for name, block in blocks.items():
@@ -227,6 +232,37 @@ def faults_table() -> str:
     config = records.read_config(FAULTS)
     total = f"{config['date']}, {config['num_devices']} x {config['devices'][0]}."
     return "\n".join([*lines, "", total])
+
+
+def layouts_table() -> str:
+    """The table of `experiments.layouts`, where it is in the gallery."""
+    if not (LAYOUTS / layouts.LAYOUTS).exists():
+        return "No records yet."
+    config = records.read_config(LAYOUTS)
+    lines = [
+        f"{config['num_seeds']} runs as in Figure 2 (top), {config['num_steps']:,} steps "
+        f"on all samples (--noreduce) and {config['reduced_steps']:,} by default; a step is one of "
+        "one run, without compilation and what is measured at the end, median and range of "
+        f"{config['turns']} turns; {config['date']}, {config['platform']}.",
+        "",
+        "| sweep | layout | devices | steps a second | times that of 1 core "
+        "| largest relative difference of a loss from that on 1 core up to step "
+        + " | ".join(f"{mark:,}" for mark in layouts.MARKS)
+        + " |",
+        "|" + " --- |" * 2 + " ---: |" * (3 + len(layouts.MARKS)),
+    ]
+    rows = records.read_csv(LAYOUTS / layouts.LAYOUTS)
+    for row in rows:
+        single = next(other for other in rows if other["sweep"] == row["sweep"])
+        typical = float(single["seconds"])
+        low, high = (typical / float(row[f"seconds_{end}"]) for end in ("max", "min"))
+        apart = " | ".join(f"{float(row[f'difference_{mark}']):.0e}" for mark in layouts.MARKS)
+        lines.append(
+            f"| {row['sweep']} | {row['layout']} | {row['devices']} "
+            f"| {float(row['throughput']):,.0f} | {float(row['times']):.2f} ({low:.2f} to "
+            f"{high:.2f}) | {apart} |"
+        )
+    return "\n".join(lines)
 
 
 def phases() -> str:

@@ -26,7 +26,7 @@ CONFIG, METRICS, RUNS, RESULTS, FIGURE = (
 )
 MOST_BYTES = 2**31  # An array of a netCDF file of this format is smaller.
 _AGAIN = "run again what writes it, in a new folder"
-_PARTIAL = ".partial"
+PARTIAL = ".partial"  # The suffix of a file that is being written.
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "scipy")
 
 
@@ -65,7 +65,7 @@ def claim(out: str, overwrite: bool, *others: str) -> Path:
     """
     folder = open_folder(out)
     # What a kill in the middle of `replacing` left is nothing.
-    present = sorted(entry.name for entry in folder.iterdir() if entry.suffix != _PARTIAL)
+    present = sorted(entry.name for entry in folder.iterdir() if entry.suffix != PARTIAL)
     if present and not overwrite:
         raise ValueError(
             f"--out={out} already holds {present[0]}; pass --overwrite or name another folder."
@@ -109,10 +109,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(plain(content), indent=2) + "\n")
 
 
+def as_text(lines: Iterable[Mapping[str, Any]]) -> str:
+    """As a JSON Lines file has them."""
+    return "".join(json.dumps(plain(line)) + "\n" for line in lines)
+
+
 def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """More lines of a JSON Lines file, on the disk before this returns."""
     with path.open("a") as file:
-        file.writelines(json.dumps(plain(line)) + "\n" for line in lines)
+        file.write(as_text(lines))
         file.flush()
         os.fsync(file.fileno())
 
@@ -120,7 +125,7 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """A JSON Lines file in place of another."""
     with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(plain(line)) + "\n" for line in lines))
+        temporary.write_text(as_text(lines))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -226,7 +231,7 @@ def _damaged(path: Path) -> str:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which then takes the place of `path`, or is gone if that fails."""
-    temporary = path.with_suffix(_PARTIAL)
+    temporary = path.with_suffix(PARTIAL)
     try:
         yield temporary
         os.replace(temporary, path)

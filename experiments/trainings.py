@@ -8,6 +8,7 @@ beyond the last checkpoint are made again, bit by bit the same, when the trainin
 import contextlib
 import fcntl
 import functools
+import hashlib
 import itertools
 import os
 import signal
@@ -55,7 +56,7 @@ class _Saved(NamedTuple):
 
     done: np.ndarray
     ended: np.ndarray
-    num_lines: np.ndarray  # Of metrics.jsonl.
+    lines_sha256: np.ndarray  # Of metrics.jsonl up to here, [R, 32].
     state: Any
 
 
@@ -178,7 +179,8 @@ def carry_out(
     checkpoints = Checkpoints(folder, num_runs)
     rounds = begin(None)
     current = next(rounds)
-    saved = checkpoints.load(_content(current, False, 0)) if resume else None
+    written = hashlib.sha256()  # What metrics.jsonl holds.
+    saved = checkpoints.load(_content(current, False, written)) if resume else None
     if saved is None:
         if resume and (folder / records.RUNS).exists():
             raise ValueError(
@@ -190,11 +192,12 @@ def carry_out(
         rounds = itertools.chain([current], rounds)
     else:
         done = int(saved.done[0])
-        lines = _lines(folder, unit, done, {*current.marks, "seconds", *current.curves})
-        if len(lines) != saved.num_lines[0]:
+        lines = _lines(folder, unit, done)
+        written.update(records.as_text(lines).encode())
+        if written.digest() != saved.lines_sha256[0].tobytes():
             raise ValueError(
-                f"{folder / records.METRICS} holds {len(lines)} of the {saved.num_lines[0]} lines "
-                "that the last checkpoint knows of; start again with --overwrite."
+                f"{folder / records.METRICS} does not hold the lines up to {unit} {done} that the "
+                "last checkpoint knows of; start again with --overwrite."
             )
         seconds = lines[-1]["seconds"]
         share = processes.share(num_runs)
@@ -218,13 +221,13 @@ def carry_out(
     ):
         for current in rounds:
             seconds = time.perf_counter() - started
-            record = functools.partial(_record, folder, current, num_runs, seconds, lines)
+            record = functools.partial(_record, folder, current, num_runs, seconds, lines, written)
             processes.everywhere(record)
             due = time.perf_counter() - saved_at > config.checkpoint_seconds
             flags = processes.agree([current.ended, bool(signals), due])
             ended, stopped = flags[:, 0].all(), flags[:, 1].any()
             if ended or stopped or flags[0, 2]:  # The clock of the first process counts.
-                checkpoints.save(_content(current, bool(ended), len(lines)))
+                checkpoints.save(_content(current, bool(ended), written))
                 saved_at = time.perf_counter()
             _show(bar, current)
             if stopped:
@@ -237,20 +240,25 @@ def carry_out(
     return outcome
 
 
-def _content(current: Round, ended: bool, num_lines: int) -> _Saved:
+def _content(current: Round, ended: bool, written: Any) -> _Saved:
     count = len(current.loss)
     return _Saved(
         done=np.full(count, current.done),
         ended=np.full(count, ended),
-        num_lines=np.full(count, num_lines),
+        lines_sha256=np.tile(np.frombuffer(written.digest(), np.uint8), (count, 1)),
         state=current.state,
     )
 
 
 def _record(
-    folder: Path, current: Round, num_runs: int, seconds: float, lines: list[dict[str, Any]]
+    folder: Path,
+    current: Round,
+    num_runs: int,
+    seconds: float,
+    lines: list[dict[str, Any]],
+    written: Any,
 ) -> None:
-    """Appends a line a recorded point, to the file and to `lines`."""
+    """Appends a line a recorded point, to the file, to `lines` and to the hash."""
     count = len(next(iter(current.marks.values())))
     if not count:
         return
@@ -259,17 +267,16 @@ def _record(
         marks = {name: values[index] for name, values in current.marks.items()}
         point = {name: values[:, index] for name, values in curves.items()}
         lines.append(records.plain({**marks, "seconds": seconds, **point}))
+    written.update(records.as_text(lines[-count:]).encode())
     if jax.process_index() == 0:
         records.append_lines(folder / records.METRICS, lines[-count:])
 
 
-def _lines(folder: Path, unit: str, done: int, names: set[str]) -> list[dict[str, Any]]:
+def _lines(folder: Path, unit: str, done: int) -> list[dict[str, Any]]:
     """What was recorded up to a checkpoint; a line that was cut off at the end is left out."""
     lines = records.read_lines(folder / records.METRICS)
-    if not all(isinstance(line.get(unit), int) and line.keys() == names for line in lines):
-        raise ValueError(
-            f"{folder / records.METRICS} is damaged: a line is not of {', '.join(sorted(names))}."
-        )
+    if not all(isinstance(line.get(unit), int) for line in lines):
+        raise ValueError(f"{folder / records.METRICS} is damaged: a line has no whole {unit!r}.")
     return [line for line in lines if line[unit] <= done]
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,15 @@ import xarray
 
 from dufm_jax import theory
 from dufm_jax.problem import Decay
-from experiments import checkpoints, dufm_figure, dufm_training, records
+from experiments import (
+    checkpoints,
+    dufm_figure,
+    dufm_training,
+    estimates,
+    panels,
+    phase_figure,
+    records,
+)
 
 ROOT = Path(__file__).parents[1]
 FILES = {checkpoints.FOLDER, "config.json", "metrics.jsonl", "runs.csv", "results.nc", "figure.png"}
@@ -264,6 +273,8 @@ def test_sweep_with_diverging_runs(tmp_path, monkeypatch, capsys):
         {"features_scale": math.nan},
         {"weights_scale": -1.0},
         {"rank_tolerance": 0.0},
+        {"learning_rate": (0.5, 0.5)},
+        {"samples_per_class": 50, "width": 30, "num_seeds": 400_000},  # More than a netCDF holds.
     ],
     ids=str,
 )
@@ -280,8 +291,10 @@ def test_bad_values_give_one_sentence(tmp_path, changes):
         (("--no_such_flag=1",), "no_such_flag"),
         (("--weight_decay=abc",), "abc"),
         (("--num_classes=1",), "num_classes must be at least 2, got 1"),
+        (("--coordinator_address=localhost:0", "--num_processes=2"), "port from 1 to 65535"),
+        (("--coordinator_address=localhost:65536", "--num_processes=2"), "port from 1 to 65535"),
     ],
-    ids=["unknown flag", "no number", "bad value"],
+    ids=["unknown flag", "no number", "bad value", "port 0", "port too large"],
 )
 def test_command_line_errors_are_one_sentence(tmp_path, arguments, pattern):
     done = command(*arguments, f"--out={tmp_path / 'out'}")
@@ -314,6 +327,30 @@ def test_a_file_in_the_way_is_refused(tmp_path, below, overwrite):
     file.write_text("precious")
     refuse(small(file / below, overwrite=overwrite))
     assert file.read_text() == "precious"
+
+
+def test_sizes_beyond_the_memory_are_refused(tmp_path, monkeypatch):
+    config = small(tmp_path / "out")
+    monkeypatch.setattr(estimates, "host_memory", lambda: config.cost.device_bytes // 2)
+    with pytest.raises(ValueError, match="--runs_per_device") as caught:
+        dufm_training.run(config)
+    cases.assert_one_sentence(str(caught.value))
+    assert names(tmp_path) == set()
+
+
+def test_a_figure_of_the_run_of_another_command_is_refused(finished, tmp_path):
+    folder, _ = finished
+    with pytest.raises(ValueError, match=r"dnc_share; is .* the folder of another command"):
+        phase_figure.draw(folder)
+    records.write_arrays(tmp_path / records.RESULTS, xarray.Dataset({"dnc_share": 0.5}))
+    with pytest.raises(ValueError, match="has no fit"):
+        dufm_figure.draw(tmp_path)
+
+
+def test_matrices_without_active_units_are_shown_whole():
+    for value in (0.0, math.nan):
+        means = np.full((3, 2), value)
+        np.testing.assert_array_equal(panels.active(means), means)
 
 
 def test_figure_needs_a_finished_run(tmp_path):
@@ -374,15 +411,43 @@ def test_lines_are_appended(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
 
 
-def test_an_error_that_names_no_file_says_where_it_wrote(tmp_path):
+@pytest.mark.parametrize(
+    ("action", "status", "said"),
+    [
+        (
+            "raise OSError(errno.ENOSPC, 'No space left on device')",
+            1,
+            "error: writing into {out}: No space left on device.",
+        ),
+        (
+            "raise MemoryError('Unable to allocate 9 TiB')",
+            1,
+            "error: out of memory, name smaller sizes: Unable to allocate 9 TiB.",
+        ),
+        (
+            "raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 TiB\\nand more')",
+            1,
+            "error: out of memory, name smaller sizes: RESOURCE_EXHAUSTED: 9 TiB.",
+        ),
+        (
+            "os.kill(os.getpid(), signal.SIGTERM)",
+            128 + signal.SIGTERM,
+            "stopped by SIGTERM; what is done is in {out}; go on with the same flags, and --resume "
+            "where the command has it.",
+        ),
+    ],
+    ids=["full disk", "host memory", "device memory", "SIGTERM"],
+)
+def test_what_comes_from_outside_ends_in_a_sentence(tmp_path, action, status, said):
     code = (
-        "import errno, sys\n"
+        "import errno, os, signal, sys\n"
+        "import jax\n"
         "from experiments import cli, figure1\n"
-        "def full(_): raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "cli.launch(full, figure1.Config)\n"
+        f"def main(_): {action}\n"
+        "cli.launch(main, figure1.Config)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, f"--out={tmp_path}"], capture_output=True, text=True
     )
-    assert done.returncode == 1
-    assert done.stderr == f"error: writing into {tmp_path}: No space left on device.\n"
+    assert done.returncode == status
+    assert done.stderr == said.format(out=tmp_path) + "\n"

@@ -399,25 +399,23 @@ def test_damaged_arrays_are_measured_or_refused(contents):
 # --- Records -----------------------------------------------------------------------------------
 
 
-@functools.cache
-def finished():
-    """The records of a run, whole, by name."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = dufm_training.Config(
-            out=folder,
-            num_classes=3,
-            samples_per_class=2,
-            depth=2,
-            width=3,
-            num_seeds=2,
-            num_steps=4,
-            record_every=2,
-            distribution="normal",
-        )
-        dufm_training.run(config)
-        return config, {
-            path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()
-        }
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run, and its records, whole, by name."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = dufm_training.Config(
+        out=str(folder),
+        num_classes=3,
+        samples_per_class=2,
+        depth=2,
+        width=3,
+        num_seeds=2,
+        num_steps=4,
+        record_every=2,
+        distribution="normal",
+    )
+    dufm_training.run(config)
+    return config, {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def cut(content):
@@ -426,8 +424,8 @@ def cut(content):
 
 @examples(6)
 @given(st.data())
-def test_truncated_arrays_are_not_drawn(data):
-    _, files = finished()
+def test_truncated_arrays_are_not_drawn(finished, data):
+    _, files = finished
     content = data.draw(cut(files[records.RESULTS]))
     with emptied() as present:
         Path(records.RESULTS).write_bytes(content)
@@ -440,8 +438,8 @@ def test_truncated_arrays_are_not_drawn(data):
 
 @examples(30)
 @given(st.data())
-def test_truncated_tables_and_settings_are_not_read(data):
-    config, files = finished()
+def test_truncated_tables_and_settings_are_not_read(finished, data):
+    config, files = finished
     name = data.draw(st.sampled_from([records.CONFIG, records.RUNS]))
     content = data.draw(cut(files[name]))
     with emptied():
@@ -459,6 +457,30 @@ def test_truncated_tables_and_settings_are_not_read(data):
         ends = [match.end() for match in re.finditer("\n", text)][1:]
         assert (rows is not None) == (len(content) in ends), second
         assert rows is not None or name in second
+
+
+@examples(6)
+@given(st.data())
+def test_damaged_curves_are_not_gone_on_with(finished, data):
+    """A byte more, less or another; what a cut leaves out is not made again."""
+    config, files = finished
+    content = files[records.METRICS]
+    place = data.draw(st.integers(0, len(content) - 1))
+    damaged = data.draw(
+        st.sampled_from([content[:place], content[:place] + content[place + 1 :]])
+        | st.integers(0, 255).map(lambda byte: content[:place] + bytes([byte]) + content[place:])
+        | st.integers(0, 255).map(
+            lambda byte: content[:place] + bytes([byte]) + content[place + 1 :]
+        )
+    )
+    Path(config.out, records.METRICS).write_bytes(damaged)
+    rows, message = attempt(dufm_training.run, dataclasses.replace(config, resume=True))
+    after = {name: Path(config.out, name).read_bytes() for name in files}
+    if rows is None:
+        assert records.METRICS in message
+        assert after == files | {records.METRICS: damaged}
+    else:  # Of the same meaning: white space, or an end that is cut off anyway.
+        assert after == files
 
 
 GALLERY = ROOT / "experiments" / "gallery" / "benchmark"

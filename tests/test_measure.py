@@ -13,7 +13,7 @@ import pytest
 import xarray
 
 from dufm_jax import collapse, streaming
-from experiments import measure, records
+from experiments import estimates, measure, records
 
 ROOT = Path(__file__).parents[1]
 SIZES = (40, 25, 60, 33)
@@ -186,3 +186,22 @@ def test_results_are_not_overwritten_unasked(files):
         measure.run(config(files))
     cases.assert_one_sentence(str(caught.value))
     np.testing.assert_equal(measure.run(config(files, overwrite=True)), first)
+
+
+def test_earlier_results_stay_where_new_ones_are_refused(files):
+    found = config(files)
+    measure.run(found)
+    before = {path.name: path.read_bytes() for path in Path(found.out).iterdir()}
+    features = np.load(found.features)
+    features[-1] = np.nan
+    np.save(found.features, features)
+    with pytest.raises(ValueError, match="finite"):
+        measure.run(config(files, overwrite=True))
+    assert before == {path.name: path.read_bytes() for path in Path(found.out).iterdir()}
+
+
+def test_more_classes_than_fit_are_refused(files, monkeypatch):
+    monkeypatch.setattr(estimates, "host_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="leave classes out") as caught:
+        measure.run(config(files))
+    cases.assert_one_sentence(str(caught.value))

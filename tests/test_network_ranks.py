@@ -1,5 +1,6 @@
 """Figures 9 and 10: their summary, and that nothing is trained twice."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ pytest.importorskip("flax", reason="the networks need flax, of the extra `networ
 
 import cases
 
-from experiments import network_ranks, network_training, records
+from experiments import network_claims, network_ranks, network_training, records
 
 TINY = {
     "samples_per_class": 4,
@@ -25,10 +26,11 @@ TINY = {
     "standard_epochs": 2,
     "fitted": 0.0,
 }
+SMALL = functools.partial(network_training.Config, blocks=1)
 
 
 def test_summary_and_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(network_training.Config, "recipe", _small(network_training.Config.recipe))
+    monkeypatch.setattr(network_training, "Config", SMALL)
     config = network_ranks.Config(out=str(tmp_path), **TINY)
     rows = network_ranks.run(config)
     assert [(row["part"], row["value"], row["runs"]) for row in rows] == [
@@ -63,20 +65,13 @@ def test_summary_and_figure(tmp_path, monkeypatch):
 
 
 def test_one_part_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(network_training.Config, "recipe", _small(network_training.Config.recipe))
+    monkeypatch.setattr(network_training, "Config", SMALL)
     config = network_ranks.Config(out=str(tmp_path), part="standard", **TINY)
     assert [(row["part"], row["runs"]) for row in network_ranks.run(config)] == [("standard", 1)]
     assert network_ranks.draw(tmp_path).exists()
-
-
-def _small(recipe):
-    """The recipe with a backbone of one block a stage."""
-
-    def smaller(config, images):
-        object.__setattr__(config, "blocks", 1)
-        return recipe(config, images)
-
-    return smaller
+    # Another part of the same folder is put beside what is finished.
+    config = network_ranks.Config(out=str(tmp_path), part="decay", **TINY)
+    assert [row["part"] for row in network_ranks.run(config)] == ["decay", "decay", "standard"]
 
 
 def test_runs_that_do_not_fit_are_left_out():
@@ -104,3 +99,16 @@ def test_flags_out_of_range(tmp_path):
     with pytest.raises(ValueError, match="--fitted") as error:
         network_ranks.Config(out=str(Path(tmp_path)), fitted=2.0)
     cases.assert_one_sentence(str(error.value))
+
+
+def test_repeated_values_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="every weight decay must be another"):
+        network_ranks.Config(out=str(tmp_path), **(TINY | {"decays": (0.004, 0.004)}))
+
+
+def test_the_last_layer_of_srg_is_recognised():
+    assert network_claims.srg_last() == "strongly_regular(10,3,0,1)"
+    layers = {f"structure_{layer}": "none" for layer in range(2, 6)}
+    shown = {"structure": "none", **layers, "structure_5": network_claims.srg_last()}
+    assert network_claims._has_srg(shown)
+    assert not network_claims._has_srg({"structure": "none", **layers})

@@ -139,6 +139,38 @@ def test_what_cannot_be_resumed_is_refused(finished):
     cases.assert_one_sentence(str(error.value))
 
 
+def test_other_images_are_not_gone_on_with(finished, monkeypatch):
+    whole, _ = finished
+    load = network_training.load
+
+    def brighter(config):
+        images = load(config)
+        return images._replace(images=images.images // 2)
+
+    monkeypatch.setattr(network_training, "load", brighter)
+    with pytest.raises(ValueError, match="images_sha256="):
+        network_training.run(network_training.Config(out=whole.out, resume=True, **TINY))
+
+
+def test_lines_of_other_names_are_not_gone_on_with(finished, tmp_path):
+    whole, _ = finished
+    folder = tmp_path / "copy"
+    shutil.copytree(whole.out, folder)
+    content = (folder / records.METRICS).read_text()
+    (folder / records.METRICS).write_text(content.replace('"cdnv"', '"cdmv"', 1))
+    with pytest.raises(ValueError, match="does not hold the lines") as error:
+        network_training.run(network_training.Config(out=str(folder), resume=True, **TINY))
+    cases.assert_one_sentence(str(error.value))
+
+
+def test_sizes_beyond_the_memory_are_refused(tmp_path):
+    config = network_training.Config(out=str(tmp_path / "new"), **(TINY | {"width": 10**7}))
+    with pytest.raises(ValueError, match="GB a device") as error:
+        network_training.run(config)
+    cases.assert_one_sentence(str(error.value).replace("--runs_per_device", ""))
+    assert not Path(config.out).exists()
+
+
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
@@ -213,6 +245,8 @@ def test_a_run_that_diverges_leaves_its_neighbour_alone(finished, tmp_path):
         ({"measure_every": 0}, "--measure_every"),
         ({"rank_tolerance": 2.0}, "--rank_tolerance"),
         ({"features_decay": 0.0}, "--features_decay"),
+        ({"features_decay": 1e300}, "--features_decay"),
+        ({"weight_decay": (0.01, 0.01)}, "every weight decay"),
         ({"learning_rate": (-1.0,)}, "learning rate"),
         ({"samples_per_class": 5, "batch_size": 51}, "batch size"),
         ({"samples_per_class": 0, "batch_size": 1}, "batch size"),

@@ -4,12 +4,14 @@ import contextlib
 import functools
 import io
 import re
+import shutil
 from pathlib import Path
 
+import cases
 import jax
 import pytest
 
-from experiments import readme
+from experiments import readme, records
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -61,6 +63,25 @@ def test_ci_calls_the_test_command():
 
 def test_measured_blocks_are_up_to_date():
     assert readme.render(TEXT) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "command", "words"),
+    [
+        ("figure2_top", "network_digits", "network_training", "no run of experiments.network"),
+        ("network_digits", "network_mnist", "network_training", "has dataset=digits, not mnist"),
+        ("figure5", "figure6", "found_solutions", "has figure=5, not 6"),
+    ],
+)
+def test_records_of_something_else_are_not_collected(tmp_path, source, target, command, words):
+    shutil.copytree(readme.GALLERY / target, tmp_path / target)
+    before = {path.name: path.read_bytes() for path in (tmp_path / target).iterdir()}
+    if command == "network_training":
+        pytest.importorskip("flax", reason="the networks need flax, of the extra `networks`")
+    with pytest.raises(ValueError, match=words) as caught:
+        readme.collect(readme.GALLERY / source, tmp_path / target, (records.CONFIG,), command)
+    cases.assert_one_sentence(str(caught.value).replace("experiments.", ""))
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / target).iterdir()}
 
 
 def test_paths_exist():

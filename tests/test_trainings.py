@@ -85,6 +85,14 @@ def test_stopped_and_resumed_is_undisturbed(undisturbed, tmp_path, monkeypatch, 
     assert_same(tmp_path, undisturbed)
 
 
+def test_a_signal_in_the_last_round_is_not_lost(undisturbed, tmp_path, monkeypatch):
+    last = len(lines(undisturbed)) // 10 + 1  # Rounds of ten records, and the start.
+    interrupt(monkeypatch, tmp_path, last)
+    assert not (tmp_path / records.RUNS).exists()
+    dufm_training.run(config(tmp_path, resume=True))
+    assert_same(tmp_path, undisturbed)
+
+
 def test_resuming_what_is_finished_changes_nothing(undisturbed):
     before = {name: (undisturbed / name).read_bytes() for name in (*FILES, records.METRICS)}
     dufm_training.run(config(undisturbed, resume=True))
