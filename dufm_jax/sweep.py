@@ -60,7 +60,7 @@ class Grid(NamedTuple):
                     f"got {sorted(set(values))}."
                 )
             if len(set(values)) < len(values):
-                raise ValueError(f"every {name} must be another, got {list(values)}.")
+                raise ValueError(f"no {name} may be given twice, got {list(values)}.")
         if min(seeds) < 0 or max(seeds) >= 2**31:
             outside = min(seeds) if min(seeds) < 0 else max(seeds)
             raise ValueError(f"seeds must be at least 0 and below 2**31, got {outside}.")

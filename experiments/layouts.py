@@ -122,10 +122,12 @@ def descend(layout: Layout, settings: dict[str, Any], folder: Path) -> list[dict
 
 
 def losses(lines: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """The recorded steps and the losses at them, [records, R]."""
+    """The recorded steps and the losses at them, [records, R]; NaN where a run has diverged."""
     steps = np.array([line["step"] for line in lines])
-    terms = [np.add(line["fit"], line["regularisation"], dtype=float) for line in lines]
-    return steps, np.array(terms)
+    fit, regularisation = (
+        np.array([line[name] for line in lines], float) for name in ("fit", "regularisation")
+    )
+    return steps, fit + regularisation
 
 
 def rows(config: Config) -> Iterator[dict[str, Any]]:
@@ -153,15 +155,18 @@ def rows(config: Config) -> Iterator[dict[str, Any]]:
 
 def compare(name: str, found: dict[Layout, list[list[dict[str, Any]]]]) -> Iterator[dict[str, Any]]:
     """The rows of one sweep, from the lines of each layout's turns."""
-    reference = next(iter(found.values()))[0]
+    reference = losses(next(iter(found.values()))[0])[1]
     single = 0.0
     for place, turns in found.items():
         made = turns[0][-1]["step"] - turns[0][_round(turns[0])]["step"]
         seconds = [lines[-1]["seconds"] - lines[_round(lines)]["seconds"] for lines in turns]
-        throughput = len(reference[0]["fit"]) * made / statistics.median(seconds)
+        throughput = reference.shape[1] * made / statistics.median(seconds)
         single = single or throughput
         steps, reached = losses(turns[0])
-        apart = np.abs(reached / losses(reference)[1] - 1)
+        count = len(reference)  # Several processes go on with records until all have ended.
+        steps, reached = steps[:count], reached[:count]
+        apart = np.nan_to_num(np.abs(reached / reference - 1), nan=np.inf)
+        apart[np.isnan(reached) & np.isnan(reference)] = 0
         yield {
             "sweep": name,
             "layout": place.name,

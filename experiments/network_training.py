@@ -7,9 +7,9 @@
 
 Trains one network for each seed, weight decay and learning rate on the same images, a balanced
 subset without augmentation, and measures collapse of every layer of the head on all of them, batch
-normalisation as in evaluation. The files in --out have the names and columns of
-`experiments.dufm_training`, so that what reads those reads these; `figure.png` is drawn by
-`experiments.dufm_figure`. With the DUFM-like regularisation the DNC and SRG losses at the same K, n
+normalisation as in evaluation. The files in --out have the names of those of
+`experiments.dufm_training` and, for what both measure, their columns and arrays; `figure.png` is
+drawn by `experiments.dufm_figure`. With the DUFM-like regularisation the DNC and SRG losses at the same K, n
 and decays stand beside the loss; with the standard one there are none, since the backbone is
 regularised too.
 

@@ -102,7 +102,7 @@ def test_flags_out_of_range(tmp_path):
 
 
 def test_repeated_values_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="every weight decay must be another"):
+    with pytest.raises(ValueError, match="no weight decay may be given twice"):
         network_ranks.Config(out=str(tmp_path), **(TINY | {"decays": (0.004, 0.004)}))
 
 

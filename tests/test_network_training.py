@@ -246,7 +246,7 @@ def test_a_run_that_diverges_leaves_its_neighbour_alone(finished, tmp_path):
         ({"rank_tolerance": 2.0}, "--rank_tolerance"),
         ({"features_decay": 0.0}, "--features_decay"),
         ({"features_decay": 1e300}, "--features_decay"),
-        ({"weight_decay": (0.01, 0.01)}, "every weight decay"),
+        ({"weight_decay": (0.01, 0.01)}, "no weight decay may be given twice"),
         ({"learning_rate": (-1.0,)}, "learning rate"),
         ({"samples_per_class": 5, "batch_size": 51}, "batch size"),
         ({"samples_per_class": 0, "batch_size": 1}, "batch size"),

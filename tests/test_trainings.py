@@ -1,10 +1,10 @@
 """Interruption, resumption, damage and several processes: the outcome is the undisturbed one."""
 
 import json
+import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 
 from dufm_jax import Problem, sweep
-from experiments import checkpoints, cli, dufm_training, estimates, records, trainings
+from experiments import (
+    checkpoints,
+    cli,
+    dufm_training,
+    estimates,
+    layouts,
+    records,
+    trainings,
+)
 
 SMALL = {
     "num_classes": 4,
@@ -215,51 +223,35 @@ def assert_close(folder: Path, other: Path) -> None:
             assert float(row["loss"]) == pytest.approx(float(true["loss"]), rel=1e-5)
 
 
-def command(out: Path, *flags: str, devices: int = 1) -> list[str]:
-    given = [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for name, value in (SMALL | {"num_seeds": 5}).items()
-    ]
-    limit = f"--xla_force_host_platform_device_count={devices}"
-    return [
-        "env",
-        f"XLA_FLAGS={limit}",
-        sys.executable,
-        "-m",
-        "experiments.dufm_training",
-        f"--out={out}",
-        *given,
-        *flags,
-    ]
-
-
 def test_one_process_eight_devices_and_two_processes_agree(tmp_path):
-    single, eight, two = tmp_path / "single", tmp_path / "eight", tmp_path / "two"
-    subprocess.run(command(single), check=True, capture_output=True)
-    subprocess.run(command(eight, devices=8), check=True, capture_output=True)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    jobs = [
-        subprocess.Popen(
-            command(
-                two,
-                f"--coordinator_address=localhost:{port}",
-                "--num_processes=2",
-                f"--process_id={index}",
-            ),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
+    places = {
+        "single": layouts.Layout("1 core", 1, cores=1),
+        "eight": layouts.Layout("8 devices", 8),
+        "two": layouts.Layout("2 processes", 1, processes=2),
+    }
+    settings = SMALL | {"num_seeds": 5, "weight_decay": 0.01, "learning_rate": "0.5,1e6"}
+    found = {
+        place: [layouts.descend(place, settings, tmp_path / name)] for name, place in places.items()
+    }
+    assert_close(tmp_path / "eight", tmp_path / "single")
+    assert_close(tmp_path / "two", tmp_path / "single")
+    steps = [[line["step"] for line in turn] for [turn] in found.values()]
+    assert steps[1][: len(steps[0])] == steps[2][: len(steps[0])] == steps[0]
+    rows = list(layouts.compare("all samples", found))
+    assert [(row["layout"], row["devices"], row["processes"]) for row in rows] == [
+        ("1 core", 1, 1),
+        ("8 devices", 8, 1),
+        ("2 processes", 2, 2),
     ]
-    errors = [job.communicate(timeout=300)[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], errors
-    assert_close(eight, single)
-    assert_close(two, single)
-    assert [line["step"] for line in lines(two)][: len(lines(single))] == [
-        line["step"] for line in lines(single)
-    ]
+    assert rows[0]["times"] == 1
+    assert all(row["throughput"] > 0 for row in rows)
+    assert all(row[f"difference_{layouts.MARKS[-1]}"] < 1e-5 for row in rows)
+    # A run that differs, or diverges elsewhere, is seen.
+    place, [turn] = list(found.items())[1]
+    for value, apart in ((1.01, 0.01), (math.nan, math.inf)):
+        changed = [line | {"fit": [value * line["fit"][0], *line["fit"][1:]]} for line in turn]
+        *_, row = layouts.compare("all samples", {places["single"]: [turn], place: [changed]})
+        assert row["difference_100"] == pytest.approx(apart, rel=0.9)
 
 
 def test_memory_is_in_proportion_to_the_runs():
