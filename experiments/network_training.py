@@ -9,9 +9,9 @@ Trains one network for each seed, weight decay and learning rate on the same ima
 subset without augmentation, and measures collapse of every layer of the head on all of them, batch
 normalisation as in evaluation. The files in --out have the names of those of
 `experiments.dufm_training` and, for what both measure, their columns and arrays; `figure.png` is
-drawn by `experiments.dufm_figure`. With the DUFM-like regularisation the DNC and SRG losses at the same K, n
-and decays stand beside the loss; with the standard one there are none, since the backbone is
-regularised too.
+drawn by `experiments.dufm_figure`. With the DUFM-like regularisation the DNC and SRG losses at the
+same K, n and decays stand beside the loss; with the standard one there are none, since the backbone
+is regularised too.
 
 Expected with no flags: all four runs fit the 500 images and end below the DNC loss 0.1700, from
 0.155 to 0.161 (SRG: 0.1385), with ranks from 4 to 8 before the ReLU and DNC1 of about 1e-2 in H_1
