@@ -150,8 +150,10 @@ def launch(
     def with_config(argv: Sequence[str]) -> None:
         holder = holders.get("out", holders.get("run"))  # Some write into what they read.
         folder = "" if holder is None else holder.value  # A flag has no truth value.
+        goes_on = "resume" in holders or "overwrite" not in holders
+        done = folder if goes_on else ""
         try:
-            signal.signal(signal.SIGTERM, interrupting(folder))
+            signal.signal(signal.SIGTERM, interrupting(done))
             if argv[1:]:
                 raise ValueError(f"only flags are understood, got {argv[1]!r}; see --help.")
             given = {name: holder.value for name, holder in holders.items() if holder.present}
@@ -178,7 +180,7 @@ def launch(
             print(interruption, file=sys.stderr)
             raise SystemExit(interruption.status) from interruption
         except KeyboardInterrupt as interruption:
-            print(Interrupted(signal.SIGINT, folder), file=sys.stderr)
+            print(Interrupted(signal.SIGINT, done), file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from interruption
 
     def parse(argv: Sequence[str]) -> list[str]:

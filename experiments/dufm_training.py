@@ -124,8 +124,8 @@ class Config:
         if size >= records.MOST_BYTES:
             raise ValueError(
                 f"{name} of {self.grid.num_runs:,} runs would be {size / 1e9:,.1f} GB, of which "
-                f"{records.RESULTS} holds less than {records.MOST_BYTES / 1e9:.1f}; make several "
-                "sweeps, each with a --first_seed and --out of its own."
+                f"{records.RESULTS} holds less than {records.MOST_BYTES / 1e9:.1f}; name smaller "
+                "sizes, fewer records, or several sweeps with a --first_seed and --out each."
             )
 
     @property
@@ -265,13 +265,12 @@ def _measure(config: Config, state: training.State) -> list[metrics.Metrics]:
         decays = Decay.uniform(decay, config.depth)
         return metrics.measure(params, config.problem, decays, rank_tolerance=config.rank_tolerance)
 
+    measured = []
     # In a loop, since XLA:CPU can wait forever for a batched singular value decomposition.
-    return [
-        jax.device_get(measure(jax.tree.map(lambda leaf, i=index: leaf[i], params), decay))
-        for index, decay in enumerate(
-            trainings.progress(list(config.grid.weight_decay), "measuring")
-        )
-    ]
+    for index, decay in enumerate(trainings.progress(config.grid.weight_decay, "measuring")):
+        own = jax.tree.map(lambda leaf, i=index: leaf[i], params)
+        measured.append(jax.device_get(measure(own, decay)))
+    return measured
 
 
 def _rows(

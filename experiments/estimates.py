@@ -32,15 +32,14 @@ def peak(repeats: int = 8) -> float:
 
 
 def memory(problem: Problem, itemsize: int) -> int:
-    """Bytes that a run needs on a device, about.
+    """Bytes that a run needs on a device, at least.
 
-    Parameters, their gradients and updates, and the layers before and after the ReLU on the way
-    forth and back.
+    Parameters and their updates, and each layer once, for the way back.
     """
     columns = problem.num_samples
     parameters = columns * problem.widths[0] + sum(a * b for a, b in problem.weight_shapes)
-    layers = columns * (2 * sum(problem.widths) + problem.num_classes)
-    return itemsize * (3 * parameters + 2 * layers)
+    layers = columns * (sum(problem.widths[1:]) + problem.num_classes)
+    return itemsize * (2 * parameters + layers)
 
 
 def host_memory() -> int:
@@ -54,7 +53,7 @@ class Cost(NamedTuple):
     Attributes:
       num_runs: R, of all processes together.
       operations: Floating-point operations of a run.
-      run_bytes: Memory of a run, about.
+      run_bytes: Memory of a run, at least.
       runs_per_device: The most at once, or 0 for all its share.
     """
 
@@ -75,21 +74,20 @@ class Cost(NamedTuple):
 
     @property
     def device_bytes(self) -> int:
-        """Memory of a device, about."""
+        """Memory of a device, at least."""
         return self.held * self.run_bytes
 
 
 def check(cost: Cost) -> None:
-    """Raises a ValueError if a device has less memory than its runs need, which ends XLA at once.
-
-    The estimate is below what is used, so that nothing is refused that would fit.
-    """
+    """Raises a ValueError if the runs need more memory than a device has, which XLA aborts on."""
     device, *_ = devices = jax.local_devices()
-    # Where there are no statistics, on a CPU, the devices share the memory of the host.
-    limit = (device.memory_stats() or {}).get("bytes_limit", host_memory() // len(devices))
+    if device.platform == "cpu":  # Those in use share the memory of the host.
+        limit = host_memory() // min(len(devices), cost.num_runs)
+    else:
+        limit = (device.memory_stats() or {}).get("bytes_limit", cost.device_bytes)
     if cost.device_bytes > limit:
         raise ValueError(
-            f"{cost.held:,} runs at once need about {cost.device_bytes / 1e9:,.1f} GB a device, "
+            f"{cost.held:,} runs at once need at least {cost.device_bytes / 1e9:,.1f} GB a device, "
             f"which has {limit / 1e9:,.1f}; name smaller sizes, or fewer --runs_per_device."
         )
 
@@ -110,7 +108,7 @@ def describe(*costs: Cost) -> str:
     most = "at most " if len(costs) > 1 else ""
     return (
         f"{sum(cost.num_runs for cost in costs):,} runs{sweeps} on {jax.device_count()} devices of "
-        f"{jax.process_count()} processes, {most}{largest.held:,} at once on each: about "
-        f"{largest.device_bytes / 1e6:,.1f} MB a device, and {seconds:,.0f} s at the rate of large "
-        "matrix products."
+        f"{jax.process_count()} processes, {most}{largest.held:,} at once on each: "
+        f"{largest.device_bytes / 1e6:,.1f} MB a device or more, and {seconds:,.0f} s at the rate "
+        "of large matrix products."
     )

@@ -8,8 +8,9 @@ runs.csv, results.nc and, but for timings, metrics.jsonl are then byte for byte 
 undisturbed run (for several processes: losses to 1e-5), and if what had to be refused was refused
 in one sentence with status 1. Of five kills or stops two come at a random moment, the others as
 soon as a line of metrics, a checkpoint or the figure is seen being written. faults.csv has a row a
-fault, and notes in what they have hit: the start (imports, compilation), the descent, metrics,
-a checkpoint, the last measurement, the results or the figure; of a kill by what it left behind.
+fault, and notes in what they have hit: the start (imports, compilation), the descent, metrics (by
+the aim), a checkpoint, the last measurement, the results or the figure; of a kill by what it left
+behind.
 """
 
 import collections
@@ -41,7 +42,7 @@ _SWEEP = {
     "record_every": 50,
 }
 _DIVERGING = {"learning_rate": "0.5,1e6,1e30"}  # To infinity, and to NaN at once.
-_PATIENCE = 120.0  # Seconds after which a program counts as hanging.
+_PATIENCE = 300.0  # Seconds after which a program counts as hanging.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +104,11 @@ class Bench:
 
     def finish(self, out: Path, *flags: str) -> str:
         """Runs or resumes the sweep to its end; returns what it said on stderr."""
-        done = subprocess.run(
-            self.command(out, "--resume", *flags), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"the sweep in {out} ended with {done.returncode}: {done.stderr}")
-        return done.stderr
+        job = self.start(out, "--resume", *flags)
+        said = _said(job)
+        if job.returncode:
+            raise RuntimeError(f"the sweep in {out} ended with {job.returncode}: {said}")
+        return said
 
     def new(self) -> Path:
         """A folder for another sweep."""
@@ -154,10 +154,10 @@ def _lines(out: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _said(job: subprocess.Popen, seconds: float = _PATIENCE) -> str:
+def _said(job: subprocess.Popen) -> str:
     """What a program said on stderr until it ended; one that hangs is killed."""
     try:
-        return job.communicate(timeout=seconds)[1]
+        return job.communicate(timeout=_PATIENCE)[1]
     except subprocess.TimeoutExpired:
         job.kill()
         return job.communicate()[1]
@@ -184,15 +184,19 @@ _AIMS = (_ANYWHERE, "metrics", "checkpoint", _ANYWHERE, "figure")
 
 
 def _signalled(bench: Bench, times: int, number: int) -> Iterator[bool]:
+    if not times:
+        return
     out, done, pending = bench.new(), 0, 0
     while done + pending < times:
         started = time.time()
         job = bench.start(out, "--resume")
         aim = _AIMS[(done + pending) % len(_AIMS)]
         stage = _await(bench, job, out, started, aim)
+        running = job.poll() is None
         job.send_signal(number)
-        said = job.communicate()[1]
-        if job.returncode == 0:  # It was at its end before.
+        said = _said(job)
+        # In the figure it may have been at its end; elsewhere it has to take notice.
+        if job.returncode == 0 and not (running and stage != "figure"):
             yield from [bench.same(out)] * pending
             out, done, pending = bench.new(), done + pending, 0
             continue
@@ -213,7 +217,8 @@ def _await(bench: Bench, job: subprocess.Popen, out: Path, started: float, aim: 
     """Waits for the moment to hit a program, or for its end; returns what it is at."""
 
     def until(there: Callable[[], bool], pause: float = 0.0005) -> None:
-        while not there() and job.poll() is None:
+        deadline = time.monotonic() + _PATIENCE
+        while not there() and job.poll() is None and time.monotonic() < deadline:
             time.sleep(pause)
 
     if aim == "figure":
@@ -270,11 +275,9 @@ def _modified(path: Path) -> float:
 
 def _unsealed(out: Path, started: float) -> bool:
     """Whether a checkpoint is being written, or was when the program ended."""
-    whole = {path.name for path in _numbered(out)}
-    for path in (out / checkpoints.FOLDER).glob("*"):
-        if path.stem not in whole and _modified(path) > started:
-            return True
-    return False
+    last = max((path.name for path in _numbered(out)), default="")  # Older ones are removed.
+    found = (out / checkpoints.FOLDER).glob("*")
+    return any(path.stem > last and _modified(path) > started for path in found)
 
 
 def damage(bench: Bench, times: int) -> Iterator[bool]:
@@ -333,7 +336,7 @@ def full_disk(bench: Bench, times: int) -> Iterator[bool]:
                 "checkpoint" if "the checkpoint" in said else "results" if reached else "metrics"
             )
             bench.notes[where] += 1
-            refused = job.returncode == 1 and _is_sentence(said)
+            refused = job.returncode == 1 and _is_sentence(said) and "space left" in said
             subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
             bench.finish(out)
             yield refused and bench.same(out)
@@ -381,11 +384,13 @@ def lost_process(bench: Bench, times: int) -> Iterator[bool]:
         lost.kill()
         said = _said(left)
         lost.communicate()
+        killed = lost.returncode == -signal.SIGKILL and bool(_numbered(out))
         ended = left.returncode not in {0, -signal.SIGKILL} and bool(said)
         resumed = job(out)
-        again = [(_said(one, 10 * _PATIENCE), one.returncode)[1] for one in resumed]
+        again = [(_said(one), one.returncode)[1] for one in resumed]
         yield (
-            ended
+            killed
+            and ended
             and again == [0, 0]
             and _close(records.read_runs(out), records.read_runs(bench.whole))
         )
@@ -409,7 +414,7 @@ def two_programs(bench: Bench, times: int) -> Iterator[bool]:
         second = bench.start(out, "--resume")
         said = _said(second)
         first.send_signal(signal.SIGCONT)
-        first.communicate()
+        _said(first)
         refused = second.returncode == 1 and _is_sentence(said)
         yield refused and bench.same(out)
 
@@ -428,10 +433,14 @@ def clock(bench: Bench, times: int) -> Iterator[bool]:
     for _ in range(times):
         out = bench.new()
         flags = bench.command(out)[3:]
-        done = subprocess.run(
-            [sys.executable, "-c", program, *flags], check=False, capture_output=True
+        job = subprocess.Popen(
+            [sys.executable, "-c", program, *flags],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        yield done.returncode == 0 and bench.same(out)
+        _said(job)
+        yield job.returncode == 0 and bench.same(out)
 
 
 def diverged(bench: Bench, times: int) -> Iterator[bool]:

@@ -9,17 +9,20 @@ turns, once with all samples throughout (--noreduce) and once as it is by defaul
   layouts.csv    a row a sweep and layout:
     devices, processes, cores      of the layout; each process has all the cores
     seconds, seconds_min, seconds_max
-                                   of the descent, without start, compilation of the first program
-                                   and measurement at the end: median and range over the turns
+                                   of the descent after its first round, without measurement at the
+                                   end: median and range over the turns but the first, in which
+                                   programs are compiled into JAX's cache
     throughput, times              steps of all runs a second, and its ratio to that on one core
     difference_N                   the largest relative difference of a run's loss from that on one
-                                   core, over all recorded steps up to N
+                                   core over all recorded steps up to N, in the first turn; empty
+                                   where there are fewer steps
 
 Runs that are computed in other batches differ by rounding, which descent with the ReLU amplifies
 (README, "Good to know"); the differences show how far they agree.
 """
 
 import dataclasses
+import math
 import os
 import statistics
 import subprocess
@@ -35,7 +38,7 @@ import tqdm
 from experiments import cli, programs, records
 
 LAYOUTS = "layouts.csv"
-MARKS = (100, 1_000, 10_000)  # Steps up to which losses are compared.
+MARKS = (1_000, 5_000, 20_000)  # Steps up to which losses are compared.
 
 
 class Layout(NamedTuple):
@@ -61,8 +64,8 @@ class Config:
     out: str = cli.flag("results/layouts", "Folder for the table; empty, or with --overwrite.")
     num_seeds: int = cli.flag(16, "Runs; a multiple of the devices loads all alike.")
     num_steps: int = cli.flag(5_000, "Updates of each run on all samples.")
-    reduced_steps: int = cli.flag(50_000, "Updates of each run by default, which are faster.")
-    turns: int = cli.flag(3, "How often each is timed.")
+    reduced_steps: int = cli.flag(20_000, "Updates of each run by default, which are faster.")
+    turns: int = cli.flag(4, "How often each is done; the first is timed where it is the only one.")
     overwrite: bool = cli.flag(False, "Replace the files of an earlier run in --out.")
 
     def __post_init__(self) -> None:
@@ -94,9 +97,9 @@ def descend(layout: Layout, settings: dict[str, Any], folder: Path) -> list[dict
     """Runs a sweep; returns the lines of its metrics.jsonl.
 
     Raises:
-      RuntimeError: if a process fails.
+      ValueError: if a process fails.
     """
-    flags = f"--xla_force_host_platform_device_count={layout.devices}"
+    devices = f"--xla_force_host_platform_device_count={layout.devices}"
     command = programs.command(settings | {"out": folder})
     parts = programs.joined(layout.processes) if layout.processes > 1 else [[]]
     own = os.sched_getaffinity(0)
@@ -105,7 +108,7 @@ def descend(layout: Layout, settings: dict[str, Any], folder: Path) -> list[dict
         jobs = [
             subprocess.Popen(
                 [*command, *part],
-                env=os.environ | {"XLA_FLAGS": flags},
+                env=os.environ | {"XLA_FLAGS": devices, "JAX_PLATFORMS": "cpu"},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -114,10 +117,15 @@ def descend(layout: Layout, settings: dict[str, Any], folder: Path) -> list[dict
         ]
     finally:
         os.sched_setaffinity(0, own)
-    said = [job.communicate()[1] for job in jobs]
+    try:
+        said = [job.communicate()[1] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
     failed = [text for job, text in zip(jobs, said, strict=True) if job.returncode]
     if failed:
-        raise RuntimeError(f"a sweep on {layout.name} failed: {failed[0]}")
+        last = (failed[0].strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"a sweep on {layout.name} failed ({last.rstrip('.')}).")
     return records.read_lines(folder / records.METRICS)
 
 
@@ -159,7 +167,8 @@ def compare(name: str, found: dict[Layout, list[list[dict[str, Any]]]]) -> Itera
     single = 0.0
     for place, turns in found.items():
         made = turns[0][-1]["step"] - turns[0][_round(turns[0])]["step"]
-        seconds = [lines[-1]["seconds"] - lines[_round(lines)]["seconds"] for lines in turns]
+        timed = turns[1:] or turns
+        seconds = [lines[-1]["seconds"] - lines[_round(lines)]["seconds"] for lines in timed]
         throughput = reference.shape[1] * made / statistics.median(seconds)
         single = single or throughput
         steps, reached = losses(turns[0])
@@ -178,7 +187,12 @@ def compare(name: str, found: dict[Layout, list[list[dict[str, Any]]]]) -> Itera
             "seconds_max": max(seconds),
             "throughput": throughput,
             "times": throughput / single,
-            **{f"difference_{mark}": float(np.max(apart[steps <= mark])) for mark in MARKS},
+            **{
+                f"difference_{mark}": (
+                    float(np.max(apart[steps <= mark])) if mark <= steps[-1] else math.nan
+                )
+                for mark in MARKS
+            },
         }
 
 
@@ -197,7 +211,7 @@ def main(config: Config) -> None:
     found = list(rows(config))
     records.write_csv(folder / LAYOUTS, found)
     for row in found:
-        apart = ", ".join(f"{row[f'difference_{mark}']:.0e}" for mark in MARKS)
+        apart = ", ".join(f"{row[f'difference_{mark}']:.1e}" for mark in MARKS)
         print(
             f"{row['sweep']:<12s} {row['layout']:<12s} {row['throughput']:>12,.0f} steps/s  "
             f"{row['times']:.2f} times one core; losses differ by {apart}"

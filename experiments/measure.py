@@ -167,7 +167,9 @@ def run(config: Config) -> dict[str, Any]:
             f"{classes} classes, {found} of them with samples, need about {needed / 1e9:.0f} GB, "
             f"which this machine, with {has / 1e9:.0f}, has not; leave classes out."
         )
-    if not config.overwrite:
+    if config.overwrite:
+        records.open_folder(config.out)
+    else:
         records.claim(config.out, False)
 
     for rows in blocks(features):

@@ -323,17 +323,17 @@ def floating_operations(network: classifier.Classifier, image_shape: Sequence[in
 
 
 def memory(network: classifier.Classifier, image_shape: Sequence[int], batch_size: int) -> int:
-    """Bytes that a run needs on a device, about.
+    """Bytes that a run needs on a device, at least.
 
-    Parameters, momenta, gradients and updates, and what each convolution and layer of the head
-    gives, before and after normalisation and ReLU.
+    Parameters, momenta and gradients, and what each convolution and layer of the head gives, before
+    and after normalisation and ReLU.
     """
     convolutions = list(_convolutions(network, image_shape))
     sizes = (*network.widths, network.num_classes)
     parameters = sum(9 * into * out for _, into, out in convolutions)
     parameters += sum(below * above for below, above in itertools.pairwise(sizes))
     activations = sum(pixels * out for pixels, _, out in convolutions) + sum(sizes)
-    return 4 * (4 * parameters + 2 * batch_size * activations)
+    return 4 * (3 * parameters + 2 * batch_size * activations)
 
 
 def cost(config: Config, recipe: training.Recipe, image_shape: Sequence[int]) -> estimates.Cost:

@@ -244,7 +244,7 @@ def layouts_table() -> str:
         f"{config['num_seeds']} runs as in Figure 2 (top), {config['num_steps']:,} steps "
         f"on all samples (--noreduce) and {config['reduced_steps']:,} by default; a step is one of "
         "one run, without compilation and what is measured at the end, median and range of "
-        f"{config['turns']} turns; {config['date']}, {config['platform']}.",
+        f"{max(1, config['turns'] - 1)} turns; {config['date']}, {config['platform']}.",
         "",
         "| sweep | layout | devices | steps a second | times that of 1 core "
         "| largest relative difference of a loss from that on 1 core up to step "
@@ -257,7 +257,8 @@ def layouts_table() -> str:
         single = next(other for other in rows if other["sweep"] == row["sweep"])
         typical = float(single["seconds"])
         low, high = (typical / float(row[f"seconds_{end}"]) for end in ("max", "min"))
-        apart = " | ".join(f"{float(row[f'difference_{mark}']):.0e}" for mark in layouts.MARKS)
+        differences = [row[f"difference_{mark}"] for mark in layouts.MARKS]
+        apart = " | ".join(f"{float(value):.0e}" if value else "-" for value in differences)
         lines.append(
             f"| {row['sweep']} | {row['layout']} | {row['devices']} "
             f"| {float(row['throughput']):,.0f} | {float(row['times']):.2f} ({low:.2f} to "
@@ -270,7 +271,7 @@ def phases() -> str:
     """The pictures and a table of `experiments.phase_diagrams`, where it is in the gallery."""
     if not records.holds(PHASES, records.RESULTS):
         return "No records yet."
-    arrays = records.read_arrays(PHASES)
+    arrays = records.read_arrays(PHASES, *phase_diagrams.SHARES)
     first, second = (
         (PHASES / name).relative_to(ROOT) for name in (records.FIGURE, phase_figure.RATES)
     )

@@ -114,10 +114,10 @@ def as_text(lines: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(plain(line)) + "\n" for line in lines)
 
 
-def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """More lines of a JSON Lines file, on the disk before this returns."""
+def append(path: Path, text: str) -> None:
+    """More lines of a file, on the disk before this returns."""
     with path.open("a") as file:
-        file.write(as_text(lines))
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -207,7 +207,7 @@ def read_arrays(folder: Path, *needed: str) -> xarray.Dataset:
     with _reading(path):
         arrays = xarray.load_dataset(path, engine="scipy")
     if missing := [name for name in needed if name not in arrays]:
-        raise ValueError(f"{path} has no {missing[0]}; is {folder} the folder of another command?")
+        raise ValueError(f"{path} has no {missing[0]}; it may be of another command.")
     return arrays
 
 

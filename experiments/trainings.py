@@ -205,6 +205,9 @@ def carry_out(
     if jax.process_index() == 0:
         records.write_lines(folder / records.METRICS, lines)
     if saved is not None and saved.ended.all():
+        with _noticed(config.out) as signals:
+            pass
+        _end_if(signals, config.out)
         return Outcome(saved.state, lines)
     started = time.perf_counter() - seconds
     saved_at = time.perf_counter()
@@ -235,9 +238,13 @@ def carry_out(
             if ended:
                 break
         outcome = Outcome(processes.gather(current.state, num_runs), lines)
-    if signals:  # Since the last round.
-        raise cli.Interrupted(signals[0], config.out)
+    _end_if(signals, config.out)  # Since the last round.
     return outcome
+
+
+def _end_if(signals: list[int], out: str) -> None:
+    if signals:
+        raise cli.Interrupted(signals[0], out)
 
 
 def _content(current: Round, ended: bool, written: Any) -> _Saved:
@@ -267,9 +274,10 @@ def _record(
         marks = {name: values[index] for name, values in current.marks.items()}
         point = {name: values[:, index] for name, values in curves.items()}
         lines.append(records.plain({**marks, "seconds": seconds, **point}))
-    written.update(records.as_text(lines[-count:]).encode())
+    text = records.as_text(lines[-count:])
+    written.update(text.encode())
     if jax.process_index() == 0:
-        records.append_lines(folder / records.METRICS, lines[-count:])
+        records.append(folder / records.METRICS, text)
 
 
 def _lines(folder: Path, unit: str, done: int) -> list[dict[str, Any]]:
@@ -280,7 +288,7 @@ def _lines(folder: Path, unit: str, done: int) -> list[dict[str, Any]]:
     return [line for line in lines if line[unit] <= done]
 
 
-def progress(runs: Sequence[Any], description: str) -> Iterator[Any]:
+def progress(runs: Sequence[Any] | np.ndarray, description: str) -> Iterator[Any]:
     """The same, with a bar where it takes long."""
     return iter(tqdm.tqdm(runs, description, unit=" runs", mininterval=_seconds(), delay=5))
 
@@ -301,9 +309,8 @@ def _show(bar: tqdm.tqdm, current: Round) -> None:
 def _noticed(out: str) -> Iterator[list[int]]:
     """The signals that asked for an end; a second SIGINT ends at once.
 
-    A second SIGTERM does not: Slurm sends it again where the grace time ends. Of several processes,
-    SIGTERM afterwards ends all but the first, which has the results to write, in the usual way:
-    nothing of theirs is lost, and at their end they may wait for the others where no handler runs.
+    A second SIGTERM does not: Slurm sends it again where the grace time ends. In a job of processes
+    SIGTERM afterwards ends the first, which has the results to write; the others end with it.
     """
     seen: list[int] = []
     before: dict[int, Any]
@@ -318,9 +325,9 @@ def _noticed(out: str) -> Iterator[list[int]]:
     except ValueError:  # Not in the main thread.
         before = {}
     seen += cli.early_signals
-    if before and jax.process_count() > 1:
+    if before and jax.distributed.is_initialized():
         first = jax.process_index() == 0
-        before[signal.SIGTERM] = cli.interrupting(out) if first else signal.SIG_DFL
+        before[signal.SIGTERM] = cli.interrupting(out) if first else signal.SIG_IGN
     try:
         yield seen
     finally:
