@@ -211,7 +211,8 @@ def main(config: Config) -> None:
     found = list(rows(config))
     records.write_csv(folder / LAYOUTS, found)
     for row in found:
-        apart = ", ".join(f"{row[f'difference_{mark}']:.1e}" for mark in MARKS)
+        differences = [row[f"difference_{mark}"] for mark in MARKS]
+        apart = ", ".join(f"{value:.1e}" for value in differences if math.isfinite(value))
         print(
             f"{row['sweep']:<12s} {row['layout']:<12s} {row['throughput']:>12,.0f} steps/s  "
             f"{row['times']:.2f} times one core; losses differ by {apart}"
