@@ -244,7 +244,8 @@ def layouts_table() -> str:
         f"{config['num_seeds']} runs as in Figure 2 (top), {config['num_steps']:,} steps "
         f"on all samples (--noreduce) and {config['reduced_steps']:,} by default; a step is one of "
         "one run, without compilation and what is measured at the end, median and range of "
-        f"{max(1, config['turns'] - 1)} turns; {config['date']}, {config['num_devices']} x {config['devices'][0]}.",
+        f"{max(1, config['turns'] - 1)} turns; {config['date']}, "
+        f"{config['num_devices']} x {config['devices'][0]}.",
         "",
         "| sweep | layout | devices | steps a second | times that of 1 core "
         "| largest relative difference of a loss from that on 1 core up to step "
