@@ -417,6 +417,7 @@ def test_grids(seeds, weight_decays, learning_rates):
         and min(seeds) >= 0
         and max(seeds) < 2**31
         and all(LEAST <= value <= MOST for value in values)
+        and all(len(set(one)) == len(one) for one in (weight_decays, learning_rates))
     )
     assert (grid is not None) == good, message
     if grid is not None:

@@ -130,6 +130,8 @@ def test_statistics_of_known_runs():
             "rank_deviation": np.std([4.5, 4.5, 0]),
             "gap_mean": (0.25 + 0 + 2.125) / 3,
             "gap_least": 0,
+            "at_or_below_srg_share": 1 / 3,
+            "below_srg_share": 0,
             "dnc_loss": 0.2,
             "srg_loss": 0.16,
         }
