@@ -1,7 +1,12 @@
 """Every test runs strictly: shapes are checked, warnings and silent broadcasts are errors."""
 
 import os
+import tempfile
 
+# Tests compile the same programs again and again. One folder a process, for JAX's writes race.
+_compiled = tempfile.TemporaryDirectory(prefix="dufm_jax_compiled_", ignore_cleanup_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
