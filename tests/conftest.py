@@ -3,10 +3,6 @@
 import os
 import tempfile
 
-# Tests compile the same programs again and again. One folder a process, for JAX's writes race.
-_compiled = tempfile.TemporaryDirectory(prefix="dufm_jax_compiled_", ignore_cleanup_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -14,6 +10,11 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+# Tests compile the same programs again and again. One folder a process, for JAX's writes race.
+_compiled = tempfile.TemporaryDirectory(prefix="dufm_jax_compiled_", ignore_cleanup_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name  # Of the programs that they start.
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
