@@ -92,15 +92,9 @@ class Bench:
         given = {"out": out, "num_steps": self.num_steps, "checkpoint_seconds": 0.2}
         return programs.command(_SWEEP | given, *flags)
 
-    def start(self, out: Path, *flags: str, **options: Any) -> subprocess.Popen:
+    def start(self, out: Path, *flags: str) -> subprocess.Popen:
         """The sweep in a program of its own."""
-        return subprocess.Popen(
-            self.command(out, *flags),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
+        return programs.start(self.command(out, *flags))
 
     def finish(self, out: Path, *flags: str) -> str:
         """Runs or resumes the sweep to its end; returns what it said on stderr."""
@@ -433,12 +427,7 @@ def clock(bench: Bench, times: int) -> Iterator[bool]:
     for _ in range(times):
         out = bench.new()
         flags = bench.command(out)[3:]
-        job = subprocess.Popen(
-            [sys.executable, "-c", program, *flags],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        job = programs.start([sys.executable, "-c", program, *flags])
         _said(job)
         yield job.returncode == 0 and bench.same(out)
 

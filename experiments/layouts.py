@@ -25,7 +25,6 @@ import dataclasses
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -105,16 +104,8 @@ def descend(layout: Layout, settings: dict[str, Any], folder: Path) -> list[dict
     own = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(own)[: layout.cores or None])  # Programs inherit it.
     try:
-        jobs = [
-            subprocess.Popen(
-                [*command, *part],
-                env=os.environ | {"XLA_FLAGS": devices, "JAX_PLATFORMS": "cpu"},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for part in parts
-        ]
+        env = os.environ | {"XLA_FLAGS": devices, "JAX_PLATFORMS": "cpu"}
+        jobs = [programs.start([*command, *part], env=env) for part in parts]
     finally:
         os.sched_setaffinity(0, own)
     try:

@@ -23,7 +23,6 @@ that a command that was interrupted goes on, and one with more widths, depths or
 import collections
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ import numpy as np
 import tqdm
 import xarray
 
-from experiments import cli, dufm_training, phase_figure, records, studies
+from experiments import cli, dufm_training, phase_figure, records, studies, trainings
 
 DIMENSIONS = ("num_classes", "depth", "width", "weight_decay", "learning_rate")
 
@@ -151,13 +150,13 @@ def run(config: Config) -> xarray.Dataset:
     """Trains what is missing, and returns the arrays of results.nc."""
     folder = records.open_folder(config.out)
     records.write_json(folder / records.CONFIG, cli.settings(config) | records.environment())
-    trainings = config.trainings
-    missing = [training for training in trainings if not studies.is_finished(training)]
+    groups = config.trainings
+    missing = [training for training in groups if not studies.is_finished(training)]
     with tqdm.tqdm(
-        total=len(trainings),
-        initial=len(trainings) - len(missing),
+        total=len(groups),
+        initial=len(groups) - len(missing),
         unit=" groups",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
+        mininterval=trainings.bar_seconds(),
     ) as bar:
         for training in missing:
             bar.set_description(

@@ -218,7 +218,7 @@ def carry_out(
             initial=done,
             desc=f"{num_runs} runs",
             unit=f" {unit}s",
-            mininterval=_seconds(),
+            mininterval=bar_seconds(),
             disable=jax.process_index() != 0,
         ) as bar,
     ):
@@ -290,10 +290,10 @@ def _lines(folder: Path, unit: str, done: int) -> list[dict[str, Any]]:
 
 def progress(runs: Sequence[Any] | np.ndarray, description: str) -> Iterator[Any]:
     """The same, with a bar where it takes long."""
-    return iter(tqdm.tqdm(runs, description, unit=" runs", mininterval=_seconds(), delay=5))
+    return iter(tqdm.tqdm(runs, description, unit=" runs", mininterval=bar_seconds(), delay=5))
 
 
-def _seconds() -> float:
+def bar_seconds() -> float:
     """Between two states of a bar; logs would be full of them."""
     return 0.5 if sys.stderr.isatty() else 30
 
