@@ -1,4 +1,4 @@
-"""The sizes, parameters and regularisation strengths of a deep unconstrained features model.
+"""What is minimised: the sizes, the loss, the parameters and the regularisation strengths.
 
 `Problem` holds what is static (it is hashable and fixes every shape), `Params` what gradient
 descent moves, `Decay` the regularisation strengths, whose entries are array leaves so that a sweep
@@ -8,14 +8,17 @@ over them is a `jax.vmap`.
 import dataclasses
 import math
 import operator
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
-_MOST = 2**31 - 1  # Of any size, the largest integer of JAX's default type.
+from dufm_jax import losses, nonlinearities
+
+_MOST = 2**31 - 1  # The largest integer of JAX's default type.
 _MOST_LAYERS = 10_000  # Far more than a program can be compiled for.
 
 
@@ -32,61 +35,126 @@ class Params(NamedTuple):
 
 
 class Decay(NamedTuple):
-    """The regularisation strengths of Eq. (1), all positive.
+    """The regularisation strengths of Eq. (1), none of them negative.
 
     Attributes:
       features: lambda_{H_1}, scalar.
       weights: lambda_{W_1}, ..., lambda_{W_L}, [L].
     """
 
-    features: Float[Array, ""]
-    weights: Float[Array, " L"]
+    features: Any
+    weights: Any
 
     @classmethod
     def uniform(cls, value: ArrayLike, depth: int) -> "Decay":
-        """The same strength for H_1 and for all `depth` weight matrices.
+        """Returns the same strength for H_1 and for all `depth` weight matrices.
 
         Raises:
-          ValueError: if `value` is known and not positive and finite, within `strength_limits`.
+          ValueError: if `value` is known and neither 0 nor within `strength_limits`.
         """
-        value = jnp.asarray(value, dtype=jnp.result_type(value, float))
+        value = _as_float(value)
+        if value.shape:
+            raise ValueError(f"a uniform decay is one number, got shape {value.shape}.")
         decay = cls(features=value, weights=jnp.broadcast_to(value, (depth,)))
-        _check_positive(decay)
+        _check_strengths(decay)
         return decay
+
+    @classmethod
+    def of(cls, decay: Any, depth: int) -> "Decay":
+        """Returns what stands for regularisation strengths as a `Decay` of arrays.
+
+        Args:
+          decay: A number for `uniform`, or a `Decay` of numbers, sequences or arrays.
+          depth: L.
+
+        Raises:
+          ValueError: if it is neither, has another number of layers, or a known strength is
+            neither 0 nor within `strength_limits`.
+        """
+        if not isinstance(decay, Decay):
+            try:
+                is_number = np.ndim(decay) == 0
+            except ValueError:  # A ragged sequence.
+                is_number = False
+            if not is_number or isinstance(decay, str):
+                raise ValueError(
+                    "a decay must be a number or a Decay(features=number, weights=[L numbers]), "
+                    f"got {type(decay).__name__}."
+                )
+            return cls.uniform(decay, depth)
+        given = np.shape(decay.features), np.shape(decay.weights)
+        if given != ((), (depth,)):
+            raise ValueError(
+                f"the decay does not fit the problem: a number for the features and {depth} "
+                f"strengths of weights are needed, got shapes {given[0]} and {given[1]}."
+            )
+        arrays = cls(features=_as_float(decay.features), weights=_as_float(decay.weights))
+        _check_strengths(arrays)
+        return arrays
+
+
+DecayLike = Decay | ArrayLike  # What `Decay.of` takes.
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """The static sizes of an L-DUFM (Definition 2).
+    r"""The L-DUFM that is minimised (Definition 2): all that is static about it; hashable.
+
+      \frac{1}{N} \sum_i loss(W_L \sigma_L(W_{L-1} ... \sigma_2(W_1 h_i)), y_i) + regularisation
 
     Attributes:
       num_classes: K >= 2.
-      samples_per_class: n >= 1, the same in each class.
-      widths: (d_1, ..., d_L): d_1 rows of H_1 and d_l units in hidden layer l; L >= 2 of them.
+      samples_per_class: n >= 1, or one count for each of the K classes.
+      widths: (d_1, ..., d_L): d_1 rows of H_1 and d_l units in hidden layer l; L >= 1 of them.
+      nonlinearity: One for all hidden layers, or one for each of the layers 2, ..., L: functions
+        of arrays [d, N] that act on columns, as in `nonlinearities`.
+      loss: From outputs and targets, both [K, N], to one value a sample, [N], as in `losses`.
 
     Raises:
-      ValueError: if a size is not an integer, too small or too large.
+      ValueError: if a size is not an integer, too small or too large, there are too few or too
+        many counts or nonlinearities, or one of the functions cannot be called or hashed.
     """
 
     num_classes: int
-    samples_per_class: int
+    samples_per_class: int | tuple[int, ...]
     widths: tuple[int, ...]
+    nonlinearity: Any = nonlinearities.relu
+    loss: losses.Loss = losses.squared_error
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # The dataclass is frozen: normalise once, here.
         set_field(self, "num_classes", _size("num_classes", self.num_classes, 2))
-        set_field(self, "samples_per_class", _size("samples_per_class", self.samples_per_class, 1))
+        set_field(self, "samples_per_class", self._counts())
+        if np.ndim(self.widths) != 1 or not len(self.widths):
+            raise ValueError(
+                "depth must be at least 1: widths are (d_1, ..., d_L), one for each weight matrix, "
+                f"got {self.widths!r}."
+            )
         set_field(self, "widths", tuple(_size("each width", width, 1) for width in self.widths))
-        if self.depth < 2:
-            raise ValueError(f"depth must be at least 2, got {self.depth} widths {self.widths}.")
+        set_field(self, "nonlinearity", self._normalised_nonlinearity())
+        _check_function("the loss", self.loss)
 
     @classmethod
     def with_width(
-        cls, *, num_classes: int, samples_per_class: int, depth: int, width: int
+        cls,
+        *,
+        num_classes: int,
+        samples_per_class: int | Sequence[int],
+        depth: int,
+        width: int,
+        **functions: Any,
     ) -> "Problem":
-        """A problem of `depth` layers of equal `width`, 10,000 layers at most."""
-        widths = (width,) * _size("depth", depth, 2, _MOST_LAYERS)
-        return cls(num_classes=num_classes, samples_per_class=samples_per_class, widths=widths)
+        """Returns a problem of `depth` layers of equal `width`, 10,000 layers at most.
+
+        Args:
+          num_classes: K.
+          samples_per_class: n, or one count a class.
+          depth: L.
+          width: d_1 = ... = d_L.
+          **functions: `nonlinearity` and `loss`, by default ReLU and squared error.
+        """
+        widths = (width,) * _size("depth", depth, 1, _MOST_LAYERS)
+        return cls(num_classes, samples_per_class, widths, **functions)  # type: ignore[arg-type]
 
     @property
     def depth(self) -> int:
@@ -94,9 +162,31 @@ class Problem:
         return len(self.widths)
 
     @property
+    def class_counts(self) -> tuple[int, ...]:
+        """n_1, ..., n_K, the samples of each class."""
+        counts = self.samples_per_class
+        return counts if isinstance(counts, tuple) else (counts,) * self.num_classes
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether all classes have equally many samples."""
+        return isinstance(self.samples_per_class, int)
+
+    @property
     def num_samples(self) -> int:
-        """N = K n."""
-        return self.num_classes * self.samples_per_class
+        """N, the number of samples of all classes."""
+        return sum(self.class_counts)
+
+    @property
+    def labels(self) -> Int[np.ndarray, " N"]:
+        """The class of each sample, 0 to K - 1, class by class."""
+        return np.repeat(np.arange(self.num_classes, dtype=np.int32), self.class_counts)
+
+    @property
+    def nonlinearities(self) -> tuple[nonlinearities.Nonlinearity, ...]:
+        """The nonlinearities of layers 2, ..., L."""
+        chosen = self.nonlinearity
+        return chosen if isinstance(chosen, tuple) else (chosen,) * (self.depth - 1)
 
     @property
     def features_shape(self) -> tuple[int, int]:
@@ -109,7 +199,7 @@ class Problem:
         return tuple(zip((*self.widths[1:], self.num_classes), self.widths, strict=True))
 
     def fits(self, widths: tuple[int, ...]) -> bool:
-        """Whether every width is at least the given one."""
+        """Returns whether every width is at least the given one."""
         return all(have >= need for have, need in zip(self.widths, widths, strict=True))
 
     def check_widths(self, name: str, needed: tuple[int, ...]) -> None:
@@ -126,28 +216,70 @@ class Problem:
                 f"{given[1]} were given, {self.features_shape} and {self.weight_shapes} are needed."
             )
 
-    def check_decay(self, decay: Decay) -> None:
-        """Raises ValueError unless `decay` has L weight entries and is positive where known."""
-        given = jnp.shape(decay.features), jnp.shape(decay.weights)
-        if given != ((), (self.depth,)):
+    def _counts(self) -> int | tuple[int, ...]:
+        """The samples per class: one integer where all are equal."""
+        given = self.samples_per_class
+        if np.ndim(given) == 0:
+            return _size("samples_per_class", given, 1)
+        counts = tuple(_size("samples_per_class", count, 1) for count in given)  # type: ignore
+        if len(counts) != self.num_classes:
             raise ValueError(
-                f"the decay does not fit the problem: features {given[0]} and weights {given[1]} "
-                f"were given, () and ({self.depth},) are needed."
+                f"samples_per_class must be one number or {self.num_classes}, one for each class, "
+                f"got {len(counts)}."
             )
-        _check_positive(decay)
+        return counts[0] if len(set(counts)) == 1 else counts
+
+    def _normalised_nonlinearity(self) -> Any:
+        """The nonlinearity of all hidden layers, or a tuple of one for each."""
+        given = self.nonlinearity
+        if not isinstance(given, (tuple, list)):
+            _check_function("the nonlinearity", given)
+            return given
+        if len(given) != self.depth - 1:
+            raise ValueError(
+                f"a depth of {self.depth} needs {self.depth - 1} nonlinearities, or one for all "
+                f"hidden layers, got {len(given)}."
+            )
+        for one in given:
+            _check_function("each nonlinearity", one)
+        return given[0] if len(set(given)) == 1 else tuple(given)
 
 
 def strength_limits(dtype: jax.typing.DTypeLike = float) -> tuple[float, float]:
-    """The least and the largest regularisation strength of a type, the square roots of its range.
+    """Returns the least positive and the largest regularisation strength of a type.
 
-    XLA takes subnormal numbers for zero, so that beyond these a product of a strength and the best
-    scale of a solution can be lost, and with it the regularisation.
+    They are the square roots of its range: XLA takes subnormal numbers for zero, so that beyond
+    them a product of a strength and the best scale of a solution can be lost, and with it the
+    regularisation.
     """
     least = math.sqrt(jnp.finfo(jnp.result_type(dtype, float)).tiny)
     return least, 1 / least
 
 
-def _size(name: str, value: int, least: int, most: int = _MOST) -> int:
+def is_known(decay: Decay) -> bool:
+    """Returns whether the strengths are numbers rather than traced by jit, vmap or grad."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in decay)
+
+
+def _as_float(value: Any) -> Array:
+    if isinstance(value, (str, bytes)):
+        raise ValueError(f"a regularisation strength must be a number, got {value!r}.")
+    return jnp.asarray(value, dtype=jnp.result_type(jnp.asarray(value), float))
+
+
+def _check_function(name: str, function: Any) -> None:
+    if not callable(function):
+        raise ValueError(f"{name} must be a function of arrays, got {function!r}.")
+    try:
+        hash(function)
+    except TypeError:
+        raise ValueError(
+            f"{name} must be hashable, as functions and frozen dataclasses are, got "
+            f"{type(function).__name__}."
+        ) from None
+
+
+def _size(name: str, value: Any, least: int, most: int = _MOST) -> int:
     try:
         size = operator.index(value)
     except TypeError:
@@ -159,13 +291,13 @@ def _size(name: str, value: int, least: int, most: int = _MOST) -> int:
     return size
 
 
-def _check_positive(decay: Decay) -> None:
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in decay):
+def _check_strengths(decay: Decay) -> None:
+    if not is_known(decay):
         return  # Values under a trace are not known.
     values = np.concatenate([np.ravel(leaf) for leaf in decay])
     least, most = strength_limits(values.dtype)
-    if not ((values >= least) & (values <= most)).all():
+    if not ((values == 0) | (values >= least) & (values <= most)).all():
         raise ValueError(
-            f"every decay must be positive and finite, from {least:.3g} to {most:.3g}, got "
+            f"every decay must be 0, or positive and finite from {least:.3g} to {most:.3g}, got "
             f"{values.tolist()}."
         )
