@@ -3,10 +3,10 @@ r"""The deep unconstrained features model (L-DUFM), Eq. (1) of the paper:
   \min_{H_1, W_1, ..., W_L} \frac{1}{2N} ||W_L \sigma(W_{L-1} ... \sigma(W_1 H_1)) - Y||_F^2
       + \sum_l \frac{\lambda_{W_l}}{2} ||W_l||_F^2 + \frac{\lambda_{H_1}}{2} ||H_1||_F^2,
 
-in which a `Problem` may name another nonlinearity \sigma and another loss of outputs and targets than
-\frac{1}{2} ||.||^2 a sample. All functions are pure, work in the dtype of the parameters and can be
-jitted, vmapped and differentiated. ReLU everywhere (the default) is Eq. (1), `partly_linear` is
-Eq. (2), `smoothed_relu` the relaxed model of Theorem 8.
+in which a `Problem` may name another nonlinearity \sigma, and another loss of outputs and targets
+than \frac{1}{2} ||.||^2 a sample. All functions are pure, work in the dtype of the parameters and
+can be jitted, vmapped and differentiated. ReLU everywhere (the default) is Eq. (1),
+`partly_linear` is Eq. (2), `smoothed_relu` the relaxed model of Theorem 8.
 """
 
 import jax

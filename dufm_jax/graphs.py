@@ -16,49 +16,53 @@ SMALLEST_ORDER = 4  # Definition 4: r >= 4, hence K >= 6.
 
 
 def edges(order: int) -> np.ndarray:
-    """The K = C(r, 2) edges of the complete graph on r = `order` vertices, integers [K, 2]."""
+    """Returns the K = C(r, 2) edges of the complete graph on r = `order` vertices, [K, 2]."""
     return np.array(list(itertools.combinations(range(order), 2)))
 
 
 def unsigned_incidence(order: int) -> np.ndarray:
-    """The 0/1 incidence matrix of the complete graph, [r, K]: vertex i belongs to edge j."""
+    """Returns the 0/1 incidence matrix of the complete graph, [r, K]: vertex i is in edge j."""
     return (np.arange(order)[:, None, None] == edges(order)).any(axis=-1).astype(np.float64)
 
 
 def incidence(order: int) -> np.ndarray:
-    """T_r of Definition 3, the incidence matrix normalised to rows of unit norm, [r, K]."""
+    """Returns T_r of Definition 3, the incidence matrix normalised to rows of unit norm, [r, K]."""
     return unsigned_incidence(order) / math.sqrt(order - 1)
 
 
 def triangular(order: int) -> np.ndarray:
-    """G_r of Definition 3, the adjacency matrix of the triangular graph, [K, K]."""
+    """Returns G_r of Definition 3, the adjacency matrix of the triangular graph, [K, K]."""
     shared = unsigned_incidence(order).T @ unsigned_incidence(order)
     return (shared == 1).astype(np.float64)
 
 
 def vertex_signs(order: int) -> np.ndarray:
-    """A_L of Definition 4, all rows with two entries -1 and r - 2 entries +1, [K, r]."""
+    """Returns A_L of Definition 4, all rows with two entries -1 and r - 2 entries +1, [K, r]."""
     return 1 - 2 * unsigned_incidence(order).T
 
 
 def binomial_order(num_classes: int) -> int | None:
-    """The r with K = C(r, 2), or None if K is no such number."""
+    """Returns the r with K = C(r, 2), or None if K is no such number."""
     order = order_below(num_classes)
     return order if math.comb(order, 2) == num_classes else None
 
 
 def order_below(num_classes: int) -> int:
-    """The largest r with C(r, 2) <= K (Definition 11.1)."""
+    """Returns the largest r with C(r, 2) <= K (Definition 11.1)."""
     return (1 + math.isqrt(1 + 8 * num_classes)) // 2
 
 
 def order_above(num_classes: int) -> int:
-    """The smallest r with C(r, 2) >= K (Definition 11.2)."""
+    """Returns the smallest r with C(r, 2) >= K (Definition 11.2)."""
     return binomial_order(num_classes) or order_below(num_classes) + 1
 
 
 def srg_widths(num_classes: int, depth: int) -> dict[str, tuple[int, ...]]:
-    """The widths (d_1, ..., d_L) that each construction of the SRG solution needs for K classes.
+    """Returns the widths (d_1, ..., d_L) that each construction of the SRG solution needs.
+
+    Args:
+      num_classes: K.
+      depth: L.
 
     Returns:
       A dictionary by construction: "exact" (Definition 9, K = C(r, 2)), otherwise "block" and
@@ -82,19 +86,35 @@ def srg_widths(num_classes: int, depth: int) -> dict[str, tuple[int, ...]]:
     }
 
 
+def equal_count(problem: Problem) -> int:
+    """Returns n, the samples of every class.
+
+    Raises:
+      ValueError: if classes differ in size, which those of a graph cannot: its edges are all alike.
+    """
+    if not isinstance(problem.samples_per_class, int):
+        raise ValueError(
+            "an SRG solution needs equally many samples of each class, since its classes are alike "
+            f"as the edges of a graph, got {problem.samples_per_class}."
+        )
+    return problem.samples_per_class
+
+
 def srg_constructions(construction: str, problem: Problem) -> tuple[str, ...]:
-    """The constructions that `construction` stands for and that fit in the problem's widths.
+    """Returns the constructions that `construction` stands for and that fit in the widths.
 
     Args:
       construction: "exact", "block", "truncated", or "auto" for all that fit.
       problem: The sizes.
 
     Raises:
-      ValueError: if the construction is unknown, not defined for K and L, or needs more width.
+      ValueError: if the construction is unknown, not defined for K and L, or needs more width, or
+        if classes differ in size.
     """
     needed = srg_widths(problem.num_classes, problem.depth)
     if construction not in CONSTRUCTIONS:
         raise ValueError(f"construction must be one of {CONSTRUCTIONS}, got {construction!r}.")
+    equal_count(problem)
     if construction == "auto":
         fitting = tuple(name for name, widths in needed.items() if problem.fits(widths))
         if fitting:

@@ -16,16 +16,12 @@ from jaxtyping import Array, Float
 Loss = Callable[[Array, Array], Array]
 
 
-def squared_error(
-    outputs: Float[Array, "K N"], targets: Float[Array, "K N"]
-) -> Float[Array, " N"]:
+def squared_error(outputs: Float[Array, "K N"], targets: Float[Array, "K N"]) -> Float[Array, " N"]:
     r"""Returns \frac{1}{2} ||f - y||^2 a sample, whose mean is the fit of Eq. (1)."""
     return 0.5 * jnp.sum((outputs - targets) ** 2, axis=0)
 
 
-def cross_entropy(
-    outputs: Float[Array, "K N"], targets: Float[Array, "K N"]
-) -> Float[Array, " N"]:
+def cross_entropy(outputs: Float[Array, "K N"], targets: Float[Array, "K N"]) -> Float[Array, " N"]:
     r"""Returns -\sum_k y_k \log p_k a sample, in nats, with p = softmax(f)."""
     return -jnp.sum(targets * jax.nn.log_softmax(outputs, axis=0), axis=0)
 

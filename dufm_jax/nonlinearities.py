@@ -1,11 +1,12 @@
 r"""Nonlinearities of the hidden layers: functions of arrays [d, N] that act on columns.
 
 Column i of the result depends on column i of the argument alone; units may be mixed, as in a
-normalisation over the units. Any such function of JAX arrays can be the nonlinearity of a `Problem`.
-Those with parameters are frozen dataclasses here, so that equal ones hash alike and nothing is
-compiled twice for them.
+normalisation over the units. Any such function of JAX arrays can be the nonlinearity of a
+`Problem`. Those with parameters are frozen dataclasses here, so that equal ones hash alike and
+nothing is compiled twice for them.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -49,7 +50,7 @@ def identity(values: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @elementwise
 def gelu(values: Float[Array, "..."]) -> Float[Array, "..."]:
-    r"""Returns x \Phi(x) with the normal distribution function \Phi (Hendrycks and Gimpel, 2016)."""
+    r"""Returns x \Phi(x), \Phi the normal distribution function (Hendrycks and Gimpel, 2016)."""
     return jax.nn.gelu(values, approximate=False)
 
 
@@ -110,7 +111,7 @@ def smoothed_relu(epsilon: float) -> SmoothedReLU:
 
 def partly_linear(depth: int) -> tuple[Nonlinearity, ...]:
     """Returns the nonlinearities of Eq. (2) for L = `depth`: none but the ReLU before W_L."""
-    return (identity,) * (depth - 2) + (relu,)
+    return ((identity,) * (depth - 2) + (relu,))[: depth - 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,20 +149,35 @@ def slopes(nonlinearity: Nonlinearity, width: int) -> tuple[float, float] | None
         return 1.0, 0.0
     if isinstance(nonlinearity, LeakyReLU):
         return 1.0, nonlinearity.slope
+    if isinstance(nonlinearity, (SmoothedReLU, WithBias)):
+        return None  # However short the smoothed interval, which trials may miss.
+    return eagerly(_slopes_by_trial, nonlinearity, width)
+
+
+def _slopes_by_trial(nonlinearity: Nonlinearity, width: int) -> tuple[float, float] | None:
+    def image(values: np.ndarray) -> np.ndarray:
+        return np.asarray(nonlinearity(jnp.asarray(values, float)), float)
+
     columns = np.random.default_rng(0).normal(size=(width, 5))
-    with jax.ensure_compile_time_eval():  # Also where a solution is built under jit.
-
-        def image(values: np.ndarray) -> np.ndarray:
-            return np.asarray(nonlinearity(jnp.asarray(values, float)), float)
-
-        ones = np.ones((width, 1))
-        up, down = image(ones)[0, 0], 0.0 - image(-ones)[0, 0]
-        for scale in (1.0, 1e-6, 1e6):
-            given = scale * columns
-            expected = up * np.maximum(given, 0) + down * np.minimum(given, 0)
-            found = image(given)
-            if found.shape != given.shape or not np.allclose(
-                found, expected, rtol=1e-5, atol=1e-5 * scale
-            ):
-                return None
+    ones = np.ones((width, 1))
+    up, down = image(ones)[0, 0], 0.0 - image(-ones)[0, 0]
+    for scale in (1.0, 1e-6, 1e6):
+        given = scale * columns
+        expected = up * np.maximum(given, 0) + down * np.minimum(given, 0)
+        found = image(given)
+        if found.shape != given.shape or not np.allclose(
+            found, expected, rtol=1e-5, atol=1e-5 * scale
+        ):
+            return None
     return float(up), float(down)
+
+
+def eagerly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns the value of a function of constants in NumPy, also amid a jit, vmap or grad.
+
+    Traces are local to a thread, so it is called in one of its own;
+    `jax.ensure_compile_time_eval` does not reach functions with derivatives of their own, such as
+    `jax.nn.relu`, under vmap.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: jax.device_get(function(*arguments))).result()

@@ -92,6 +92,10 @@ class Decay(NamedTuple):
         _check_strengths(arrays)
         return arrays
 
+    def astype(self, dtype: jax.typing.DTypeLike) -> "Decay":
+        """Returns the strengths in another type, so that they do not raise that of parameters."""
+        return Decay(self.features.astype(dtype), self.weights.astype(dtype))
+
 
 DecayLike = Decay | ArrayLike  # What `Decay.of` takes.
 
@@ -123,14 +127,14 @@ class Problem:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # The dataclass is frozen: normalise once, here.
-        set_field(self, "num_classes", _size("num_classes", self.num_classes, 2))
+        set_field(self, "num_classes", as_size("num_classes", self.num_classes, 2))
         set_field(self, "samples_per_class", self._counts())
         if np.ndim(self.widths) != 1 or not len(self.widths):
             raise ValueError(
                 "depth must be at least 1: widths are (d_1, ..., d_L), one for each weight matrix, "
                 f"got {self.widths!r}."
             )
-        set_field(self, "widths", tuple(_size("each width", width, 1) for width in self.widths))
+        set_field(self, "widths", tuple(as_size("each width", width, 1) for width in self.widths))
         set_field(self, "nonlinearity", self._normalised_nonlinearity())
         _check_function("the loss", self.loss)
 
@@ -153,7 +157,7 @@ class Problem:
           width: d_1 = ... = d_L.
           **functions: `nonlinearity` and `loss`, by default ReLU and squared error.
         """
-        widths = (width,) * _size("depth", depth, 1, _MOST_LAYERS)
+        widths = (width,) * as_size("depth", depth, 1, _MOST_LAYERS)
         return cls(num_classes, samples_per_class, widths, **functions)  # type: ignore[arg-type]
 
     @property
@@ -220,8 +224,8 @@ class Problem:
         """The samples per class: one integer where all are equal."""
         given = self.samples_per_class
         if np.ndim(given) == 0:
-            return _size("samples_per_class", given, 1)
-        counts = tuple(_size("samples_per_class", count, 1) for count in given)  # type: ignore
+            return as_size("samples_per_class", given, 1)
+        counts = tuple(as_size("samples_per_class", count, 1) for count in given)  # type: ignore
         if len(counts) != self.num_classes:
             raise ValueError(
                 f"samples_per_class must be one number or {self.num_classes}, one for each class, "
@@ -279,7 +283,12 @@ def _check_function(name: str, function: Any) -> None:
         ) from None
 
 
-def _size(name: str, value: Any, least: int, most: int = _MOST) -> int:
+def as_size(name: str, value: Any, least: int, most: int = _MOST) -> int:
+    """Returns the value as a Python integer.
+
+    Raises:
+      ValueError: if it is no integer, or below `least` or above `most`.
+    """
     try:
         size = operator.index(value)
     except TypeError:

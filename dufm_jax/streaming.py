@@ -34,7 +34,7 @@ class Moments(NamedTuple):
 
 
 def empty(num_classes: int, width: int, *, scatter: bool = True) -> Moments:
-    """The moments of no samples.
+    """Returns the moments of no samples.
 
     Args:
       num_classes: K >= 2; labels are 0, ..., K - 1.
@@ -58,16 +58,17 @@ def empty(num_classes: int, width: int, *, scatter: bool = True) -> Moments:
 
 
 def update(moments: Moments, features: ArrayLike, labels: ArrayLike) -> Moments:
-    """The moments with a batch of samples added.
+    """Returns the moments with a batch of samples added.
 
     Args:
       moments: Of the samples before.
-      features: [B, d], of any real type.
+      features: [B, d], of any real type; arrays or lists.
       labels: Integers from 0 to K - 1, [B].
 
     Raises:
       ValueError: if shapes, types or labels are wrong, or features are not finite.
     """
+    check_moments(moments, "streaming.update")
     features = check_features(moments, features)
     labels = check_labels("labels", moments, labels, len(features))
     order = np.argsort(labels, kind="stable")
@@ -88,11 +89,13 @@ def update(moments: Moments, features: ArrayLike, labels: ArrayLike) -> Moments:
 
 
 def merge(first: Moments, second: Moments) -> Moments:
-    """The moments of the samples of both.
+    """Returns the moments of the samples of both.
 
     Raises:
       ValueError: if classes or widths differ, or only one has a scatter matrix.
     """
+    for one in (first, second):
+        check_moments(one, "streaming.merge")
     if first.means.shape != second.means.shape:
         raise ValueError(
             "moments can be merged if classes and widths are equal, got [K, d] of "
@@ -118,7 +121,7 @@ def merge(first: Moments, second: Moments) -> Moments:
 
 
 def present(moments: Moments) -> Moments:
-    """The moments of the classes that have samples, in their order.
+    """Returns the moments of the classes that have samples, in their order.
 
     For a subset of the classes, `update` with their samples alone.
     """
@@ -128,8 +131,22 @@ def present(moments: Moments) -> Moments:
     )
 
 
+def check_moments(moments: Moments, name: str) -> None:
+    """Raises ValueError if something else was given, such as features, to the function `name`."""
+    if not isinstance(moments, Moments):
+        given = "an array" if hasattr(moments, "shape") else f"a {type(moments).__name__}"
+        raise ValueError(
+            f"{name} takes moments, as of streaming.update(streaming.empty(num_classes, width), "
+            f"features, labels), got {given}."
+        )
+
+
 def check_features(moments: Moments, features: ArrayLike) -> Float[np.ndarray, "B d"]:
-    """The features in float64, or a ValueError unless they are finite and of the right width."""
+    """Returns the features in float64.
+
+    Raises:
+      ValueError: unless they are finite and of the right width.
+    """
     features = np.asarray(features)
     width = moments.means.shape[1]
     if features.ndim != 2:
@@ -142,7 +159,11 @@ def check_features(moments: Moments, features: ArrayLike) -> Float[np.ndarray, "
 
 
 def check_numbers(name: str, values: np.ndarray) -> Float[np.ndarray, "m n"]:
-    """The values in float64, or a ValueError unless they are real, finite and below 1e70."""
+    """Returns the values in float64.
+
+    Raises:
+      ValueError: unless they are real, finite and below 1e70.
+    """
     if not np.can_cast(values.dtype, np.float64, "same_kind"):
         raise ValueError(f"{name} must be real numbers, got {values.dtype}.")
     values = values.astype(np.float64)
@@ -158,8 +179,14 @@ def check_numbers(name: str, values: np.ndarray) -> Float[np.ndarray, "m n"]:
 def check_labels(
     name: str, moments: Moments, labels: ArrayLike, samples: int
 ) -> Int[np.ndarray, " B"]:
-    """The labels, or a ValueError unless they are `samples` integers from 0 to K - 1."""
+    """Returns the labels.
+
+    Raises:
+      ValueError: unless they are `samples` integers from 0 to K - 1.
+    """
     labels = np.asarray(labels)
+    if not labels.size:
+        labels = labels.astype(int)  # An empty list has no type of its own.
     largest = len(moments.counts) - 1
     if labels.shape != (samples,):
         raise ValueError(

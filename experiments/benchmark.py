@@ -85,6 +85,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 init = functools.partial(dufm.init, dtype=jnp.float32)
 
 
+def _collapsed(problem: Problem, key: jax.Array, decay: Decay) -> Params:
+    """A start whose samples have come together."""
+    params = init(problem, key, decay)
+    means = params.features[:, :: problem.samples_per_class]
+    return params._replace(features=jnp.repeat(means, problem.samples_per_class, axis=1))
+
+
 def has_torch() -> bool:
     """Whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
@@ -239,11 +246,6 @@ def scaling(config: Config) -> Iterator[dict[str, Any]]:
 def phases(config: Config) -> tuple[float, float]:
     """Microseconds a step and run on all samples, and on one column a class."""
 
-    def collapsed(problem: Problem, key: jax.Array) -> Params:
-        params = init(problem, key)
-        means = params.features[:, :: problem.samples_per_class]
-        return params._replace(features=jnp.repeat(means, problem.samples_per_class, axis=1))
-
     def some(chunks: int, every: int, **options: Any) -> Timing:
         endless = sweep.run(
             config.problem, config.grid, num_steps=10**9, record_every=every, **options
@@ -251,7 +253,7 @@ def phases(config: Config) -> tuple[float, float]:
         return timed(itertools.islice(endless, chunks), config.num_seeds)
 
     full = some(6, 200, init=init, reduce=False, records_per_chunk=1).full
-    return full, some(8, 1_000, init=collapsed).reduced
+    return full, some(8, 1_000, init=_collapsed).reduced
 
 
 def _serial(config: Config) -> float:

@@ -80,7 +80,7 @@ def check(config: Any) -> None:
                 raise ValueError(f"--{name} must be one line of text, got {value!r}.")
             continue
         entries = value if isinstance(value, Sequence) else (value,)
-        if not entries:
+        if not entries and field.default != ():
             raise ValueError(f"--{name} needs at least one value.")
         for entry in entries:
             if isinstance(entry, int) and not -(2**31) < entry < 2**31:
@@ -94,6 +94,17 @@ def check_least(config: Any, least: int, *names: str) -> None:
     for name in names:
         if getattr(config, name) < least:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(config, name)}.")
+
+
+def whole(name: str, values: Sequence[float]) -> tuple[int, ...]:
+    """Returns the values of a flag as integers, which they must be, and positive.
+
+    Raises:
+      ValueError: if one is not.
+    """
+    if not all(float(value).is_integer() and value >= 1 for value in values):
+        raise ValueError(f"--{name} must be whole and positive, got {list(values)}.")
+    return tuple(map(int, values))
 
 
 def settings(config: Any) -> dict[str, Any]:

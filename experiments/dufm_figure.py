@@ -31,7 +31,10 @@ def draw(folder: Path) -> Path:
       ValueError: if it is the folder of another command.
     """
     arrays = records.read_arrays(folder, "fit", "dnc1", "singular_values")
-    settings = np.stack([arrays.weight_decay, arrays.learning_rate], axis=1)
+    columns = [arrays.weight_decay, arrays.learning_rate]
+    if "features_decay" in arrays.coords:
+        columns.append(arrays.features_decay)
+    settings = np.stack(columns, axis=1)
     groups = np.unique(settings, axis=0)
     figure, axes = plt.subplots(
         len(groups), 3, figsize=(11, 3.2 * len(groups)), layout="constrained", squeeze=False
@@ -44,7 +47,8 @@ def draw(folder: Path) -> Path:
             unfit = finite & (runs.accuracy.values[:, -1] < FITTED)
         shown = finite & ~unfit if (finite & ~unfit).any() else finite
         alive = runs.isel(run=shown)
-        title = f"decay {group[0]:g}, learning rate {group[1]:g}, runs: {shown.sum()}"
+        of_features = "".join(f" (H_1: {value:g})" for value in group[2:])
+        title = f"decay {group[0]:g}{of_features}, learning rate {group[1]:g}, runs: {shown.sum()}"
         if not finite.all():
             title += f" ({(~finite).sum()} diverged)"
         if unfit.any():
@@ -92,9 +96,10 @@ def _draw_singular_values(axis: plt.Axes, runs: xarray.Dataset) -> None:
         values = runs.singular_values.values[:, index]
         ranks = np.arange(1, values.shape[1] + 1)
         _band(axis, ranks, values, f"C{index}", f"$M_{layer}$", marker="o")
-    before = runs.singular_values_before.values[:, -1]
-    label = rf"$\tilde{{M}}_{layer}$, before ReLU"
-    _band(axis, ranks, before, "C7", label, marker="o")
+    if "singular_values_before" in runs:  # There is no hidden layer at L = 1.
+        before = runs.singular_values_before.values[:, -1]
+        label = rf"$\tilde{{M}}_{layer}$, before ReLU"
+        _band(axis, ranks, before, "C7", label, marker="o")
     axis.set(
         xlabel="index", ylabel="singular value at the end", xticks=ranks[:: 1 + len(ranks) // 16]
     )

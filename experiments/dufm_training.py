@@ -18,10 +18,11 @@ the SRG solution, to 0.1 percent in loss (on a CPU; rounding may decide otherwis
 about 1e-7 in every layer, except in a run one of whose 500 samples dies and stays out of its class.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,11 @@ from dufm_jax import (
     dufm,
     metrics,
     processes,
-    schedule,
     structure,
     sweep,
     theory,
-    training,
 )
-from experiments import cli, dufm_figure, estimates, records, trainings
+from experiments import cli, dufm_figure, estimates, functions, records, trainings
 
 _MOST_SEEDS = 1_000_000
 _RECORDS = 400  # Recorded points where --record_every is not given.
@@ -60,10 +59,20 @@ class Config:
     )
     num_classes: int = cli.flag(10, "K, at least 2.")
     samples_per_class: int = cli.flag(50, "n, at least 1.")
-    depth: int = cli.flag(4, "L, the number of weight matrices, at least 2.")
+    class_counts: Sequence[float] = cli.flag(
+        (), "Samples of each class, K numbers, where they differ; else --samples_per_class."
+    )
+    depth: int = cli.flag(4, "L, the number of weight matrices, at least 1.")
     width: int = cli.flag(30, "d_1 = ... = d_L, the units of each hidden layer.")
     weight_decay: Sequence[float] = cli.flag(
         (0.004,), "lambda of H_1 and all W_l; several values are swept over."
+    )
+    features_decay: Sequence[float] = cli.flag(
+        (), "lambda of H_1, where it differs from --weight_decay; several values are swept over."
+    )
+    loss: str = cli.flag("squared_error", f"Of the outputs: {functions.LOSS_FORMS}.")
+    nonlinearity: str = cli.flag(
+        "relu", f"Of the hidden layers: {functions.NONLINEARITY_FORMS}."
     )
     learning_rate: Sequence[float] = cli.flag(
         (0.5,), "Step size of gradient descent; several values are swept over."
@@ -135,19 +144,29 @@ class Config:
 
     @property
     def problem(self) -> Problem:
-        """The sizes."""
+        """What is minimised."""
+        counts = cli.whole("class_counts", self.class_counts)
         return Problem.with_width(
             num_classes=self.num_classes,
-            samples_per_class=self.samples_per_class,
+            samples_per_class=counts or self.samples_per_class,
             depth=self.depth,
             width=self.width,
+            loss=functions.loss(self.loss),
+            nonlinearity=functions.nonlinearity(self.nonlinearity),
         )
 
     @functools.cached_property
     def grid(self) -> sweep.Grid:
         """The runs."""
         seeds = range(self.first_seed, self.first_seed + self.num_seeds)
-        return sweep.Grid.product(seeds, self.weight_decay, self.learning_rate)
+        decays: list[float | Decay] = list(self.weight_decay)
+        if self.features_decay:
+            decays = [
+                Decay(of_features, (of_weights,) * self.depth)
+                for of_weights in self.weight_decay
+                for of_features in self.features_decay
+            ]
+        return sweep.Grid.product(seeds, decays, self.learning_rate)
 
     @property
     def steps_per_record(self) -> int:
@@ -199,30 +218,35 @@ def run(config: Config) -> list[dict[str, Any]]:
         return []
     folder, snapshot = Path(config.out), outcome.state
     measured = _measure(config, snapshot.state)
-    decays = {value: Decay.uniform(value, config.depth) for value in config.weight_decay}
-    references = reference_losses(config.problem, decays)
+    references = reference_losses(config.problem, config.grid.decay(config.depth))
     rows = _rows(config, snapshot, measured, references)
     records.write_arrays(folder / records.RESULTS, _arrays(config, outcome, measured, references))
     records.write_csv(folder / records.RUNS, rows)
     return rows
 
 
-def _descend(config: Config, snapshot: sweep.Snapshot | None) -> Iterator[trainings.Round]:
-    """The runs of this process, from the start or from where they were."""
-    init = functools.partial(
+@functools.cache  # The same function for the same settings, so that nothing is compiled twice.
+def _init(features_scale: float, weights_scale: float, distribution: str, dtype: str) -> Any:
+    return functools.partial(
         dufm.init,
-        features_scale=config.features_scale,
-        weights_scale=config.weights_scale,
-        distribution=config.distribution,
-        dtype=jnp.dtype(config.dtype),
+        features_scale=features_scale,
+        weights_scale=weights_scale,
+        distribution=distribution,
+        dtype=jnp.dtype(dtype),
     )
+
+
+def _descend(config: Config, snapshot: sweep.Snapshot | None) -> Iterator[trainings.Round]:
+    """Yields the rounds of the runs of this process, from the start or from where they were."""
     for progress in sweep.run(
         config.problem,
         config.grid.take(processes.share(config.grid.num_runs)),
         num_steps=config.num_steps,
         record_every=config.steps_per_record,
         records_per_chunk=config.records_per_round,
-        init=init,
+        init=_init(
+            config.features_scale, config.weights_scale, config.distribution, config.dtype
+        ),
         reduce=config.reduce,
         stop_when_converged=config.stop_when_converged,
         runs_per_device=config.runs_per_device or None,
@@ -235,41 +259,45 @@ def _descend(config: Config, snapshot: sweep.Snapshot | None) -> Iterator[traini
             ended=progress.ended,
             state=progress.snapshot,
             marks={"step": progress.step},
-            curves=curves._asdict(),
+            curves={"fit": curves.fit, "regularisation": curves.regularisation, "dnc1": curves.dnc1},
             loss=np.asarray(curves.fit + curves.regularisation)[:, -1],
         )
 
 
-def reference_losses(
-    problem: Problem, decays: Mapping[float, Decay]
-) -> dict[str, dict[float, float]]:
-    """L_DNC and L_SRG by weight decay; NaN where the solution does not exist."""
-    losses: dict[str, dict[float, float]] = {}
+def reference_losses(problem: Problem, decay: Decay) -> dict[str, np.ndarray]:
+    """Returns L_DNC and L_SRG of each run, [R]; NaN where the solution does not exist.
+
+    Args:
+      problem: What is minimised.
+      decay: The strengths of each run, leaves [R] and [R, L].
+    """
+    rows = np.column_stack([decay.features, decay.weights])
+    different, index = np.unique(rows, axis=0, return_inverse=True)
+    losses: dict[str, np.ndarray] = {}
     for name, formula in (("dnc_loss", theory.dnc_loss), ("srg_loss", theory.srg_loss)):
-        losses[name] = {}
-        for value, decay in decays.items():
-            try:
-                loss = float(formula(problem, decay))
-            except ValueError:  # K < 6 or L < 3 for SRG, or too narrow.
-                loss = math.nan
-            losses[name][value] = loss
+        found = np.full(len(different), math.nan)
+        for place, (features, *weights) in enumerate(different):
+            # Not for K < 6, L < 3, narrow layers, or another loss or nonlinearity.
+            with contextlib.suppress(ValueError):
+                found[place] = float(formula(problem, Decay(features, weights)))
+        losses[name] = found[index.ravel()]
     return losses
 
 
-def _measure(config: Config, state: training.State) -> list[metrics.Metrics]:
-    """The measures of each run at the end, in float64."""
+def _measure(config: Config, state: sweep.State) -> list[metrics.Metrics]:
+    """Returns the measures of each run at the end, in float64."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
 
     @jax.jit
-    def measure(params: Params, decay: jax.Array) -> metrics.Metrics:
-        decays = Decay.uniform(decay, config.depth)
-        return metrics.measure(params, config.problem, decays, rank_tolerance=config.rank_tolerance)
+    def measure(params: Params, decay: Decay) -> metrics.Metrics:
+        return metrics.measure(params, config.problem, decay, rank_tolerance=config.rank_tolerance)
 
     measured = []
+    decays = config.grid.decay(config.depth)
     # In a loop, since XLA:CPU can wait forever for a batched singular value decomposition.
-    for index, decay in enumerate(trainings.progress(config.grid.weight_decay, "measuring")):
-        own = jax.tree.map(lambda leaf, i=index: leaf[i], params)
-        measured.append(jax.device_get(measure(own, decay)))
+    for index in trainings.progress(range(config.grid.num_runs), "measuring"):
+        own = jax.tree.map(lambda leaf, i=index: leaf[i], (params, decays))
+        measured.append(jax.device_get(measure(*own)))
     return measured
 
 
@@ -277,18 +305,16 @@ def _rows(
     config: Config,
     last: sweep.Snapshot,
     measured: Sequence[metrics.Metrics],
-    references: dict[str, dict[float, float]],
+    references: dict[str, np.ndarray],
 ) -> list[dict[str, Any]]:
     """The rows of runs.csv; a run that diverged has no losses, ranks or distances."""
     rows = []
-    ends = last.state.step, last.state.diverged_at, last.schedule["reduced_at"]
-    runs = list(zip(*config.grid, *ends, measured, strict=True))
-    for seed, decay, rate, steps, diverged_at, reduced_at, one in trainings.progress(
-        runs, "naming structures"
-    ):
+    grid = config.grid
+    for index, one in enumerate(trainings.progress(measured, "naming structures")):
         loss = float(one.fit + one.regularisation)
-        dnc_loss, srg_loss = (references[name][decay] for name in ("dnc_loss", "srg_loss"))
-        alive = diverged_at == training.ALIVE and math.isfinite(loss)
+        dnc_loss, srg_loss = (references[name][index] for name in ("dnc_loss", "srg_loss"))
+        diverged_at, reduced_at = last.state.diverged_at[index], last.phases.reduced_at[index]
+        alive = diverged_at == sweep.ALIVE and math.isfinite(loss)
         if not alive:
             one = jax.tree.map(lambda leaf: np.full(leaf.shape, math.nan), one)
             loss = math.nan
@@ -298,14 +324,15 @@ def _rows(
         distances = [structure.srg_distance(gram) for gram in grams[:-1]]
         found = [structure.recognise(gram) for gram in grams]
         # The last ReLU changes the Gram matrix of every solution but DNC.
-        shared = {entry.name for entry in found[:-1] or found}
-        row = {
-            "seed": seed,
-            "weight_decay": decay,
-            "learning_rate": rate,
-            "steps": steps,
-            "reduced_at": None if reduced_at == schedule.NEVER else reduced_at,
-            "diverged_at": None if diverged_at == training.ALIVE else diverged_at,
+        shared = {str(entry) for entry in found[:-1] or found}
+        row = {"seed": grid.seed[index], "weight_decay": grid.weight_decay[index]}
+        if config.features_decay:
+            row["features_decay"] = grid.features_decay[index]
+        row |= {
+            "learning_rate": grid.learning_rate[index],
+            "steps": last.state.step[index],
+            "reduced_at": None if reduced_at == sweep.NEVER else reduced_at,
+            "diverged_at": None if diverged_at == sweep.ALIVE else diverged_at,
             "loss": loss,
             "fit": one.fit,
             "regularisation": one.regularisation,
@@ -315,7 +342,7 @@ def _rows(
             "structure": shared.pop() if alive and len(shared) == 1 else structure.NONE,
             "srg_distance": np.max(distances) if distances else math.nan,
         }
-        row |= {f"structure_{n}": entry.name for n, entry in enumerate(found, start=2)}
+        row |= {f"structure_{n}": str(entry) for n, entry in enumerate(found, start=2)}
         row |= {f"structure_residual_{n}": entry.residual for n, entry in enumerate(found, start=2)}
         row |= {f"rank_{n}": layer.rank if alive else None for n, layer in after[1:]}
         row |= {f"rank_before_{n}": layer.rank if alive else None for n, layer in before}
@@ -332,7 +359,7 @@ def _arrays(
     config: Config,
     outcome: trainings.Outcome,
     measured: Sequence[metrics.Metrics],
-    references: dict[str, dict[float, float]],
+    references: dict[str, np.ndarray],
 ) -> xarray.Dataset:
     """The arrays of results.nc; layers are 1 to L after the ReLU, hidden 2 to L before it."""
     layer, hidden = ("run", "layer"), ("run", "hidden")
@@ -343,6 +370,13 @@ def _arrays(
 
     state, dtype = outcome.state.state, config.dtype
     *hidden_weights, last_weights = map(np.asarray, state.params.weights)
+    arrays_of_hidden = {}
+    if hidden_weights:  # None at L = 1.
+        arrays_of_hidden = {
+            "singular_values_before": ((*hidden, "index"), stack("before", "singular_values")),
+            "class_means_before": ((*hidden, "unit", "class"), stack("before", "class_means")),
+            "hidden_weights": ((*hidden, "unit", "input"), np.stack(hidden_weights, axis=1)),
+        }
     return xarray.Dataset(
         data_vars={
             "fit": (("run", "step"), outcome.curve("fit", dtype)),
@@ -350,16 +384,11 @@ def _arrays(
             "dnc1": (("run", "step", "layer"), outcome.curve("dnc1", dtype)),
             "diverged_at": ("run", np.asarray(state.diverged_at)),
             "singular_values": ((*layer, "index"), stack("after", "singular_values")),
-            "singular_values_before": ((*hidden, "index"), stack("before", "singular_values")),
             "class_means": ((*layer, "unit", "class"), stack("after", "class_means")),
-            "class_means_before": ((*hidden, "unit", "class"), stack("before", "class_means")),
             "features": (("run", "unit", "sample"), np.asarray(state.params.features)),
-            "hidden_weights": ((*hidden, "unit", "input"), np.stack(hidden_weights, axis=1)),
+            **arrays_of_hidden,
             "last_weights": (("run", "class", "unit"), last_weights),
-            **{
-                name: ("run", np.array([losses[decay] for decay in config.grid.weight_decay]))
-                for name, losses in references.items()
-            },
+            **{name: ("run", losses) for name, losses in references.items()},
         },
         coords=outcome.coordinates(config.grid, config.depth),
     )

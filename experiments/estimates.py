@@ -13,7 +13,7 @@ from dufm_jax import Problem
 
 
 def floating_operations(problem: Problem, columns: int) -> int:
-    """Of a step on so many columns: three products a layer, of two operations an entry."""
+    """Returns those of a step on so many columns: three products a layer, two an entry."""
     return 6 * columns * sum(out * into for out, into in problem.weight_shapes)
 
 

@@ -50,7 +50,7 @@ class Config:
 
     def __post_init__(self) -> None:
         cli.check(self)
-        studies.whole("widths", self.widths)
+        cli.whole("widths", self.widths)
         studies.check(training for _, training in self.trainings)
 
     @property

@@ -73,8 +73,8 @@ def run(config: Config) -> list[dict[str, Any]]:
                     "layer": layer,
                     "rank_before": int(linalg.numerical_rank(before, _TOLERANCE)),
                     "rank_after": int(linalg.numerical_rank(after, _TOLERANCE)),
-                    "structure_before": structure.recognise(np.asarray(before.T @ before)).name,
-                    "structure_after": structure.recognise(np.asarray(after.T @ after)).name,
+                    "structure_before": str(structure.recognise(before.T @ before)),
+                    "structure_after": str(structure.recognise(after.T @ after)),
                 }
             )
     records.write_arrays(folder / records.RESULTS, xarray.Dataset(arrays))
@@ -84,7 +84,7 @@ def run(config: Config) -> list[dict[str, Any]]:
 
 def _class_means(params: Params, problem: Problem) -> Sequence[tuple[Array, Array]]:
     means = params._replace(features=params.features[:, :: problem.samples_per_class])
-    return dufm.activations(means)
+    return dufm.activations(means, problem)
 
 
 def draw(folder: Path, depth: int) -> Path:

@@ -70,7 +70,7 @@ class Config:
         cli.check_least(self, 1, *names)
         if not self.ratio_decay > 0:
             raise ValueError(f"--ratio_decay must be positive, got {self.ratio_decay}.")
-        studies.whole("widths", self.widths)
+        cli.whole("widths", self.widths)
         studies.check([self.rank_training, *self.width_trainings])
 
     @property

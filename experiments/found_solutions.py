@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray
 
+from dufm_jax.structure import Structure
 from experiments import cli, dufm_training, panels, records, studies
 
 
@@ -144,7 +145,8 @@ def relu_changes(folder: Path, run: int) -> np.ndarray:
 def _choose(runs: list[dict[str, str]], shown: str) -> int:
     """The index of the run to show."""
     losses = np.array([float(row["loss"] or math.inf) for row in runs])
-    found = np.array([row["structure"] == shown for row in runs])
+    wanted = Structure.parse(shown) if shown else None
+    found = np.array([Structure.parse(row["structure"]) == wanted for row in runs])
     return int(np.argmin(np.where(found, losses, math.inf) if found.any() else losses))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dufm_jax import structure
+from dufm_jax.structure import Kind, Structure
 from experiments import (
     cli,
     figure3,
@@ -43,6 +43,8 @@ DESCENTS = (
     ("figure3", figure3.RANK),
     *((f"figure{number}", studies.SUMMARY) for number in (5, 6, 7, 8)),
 )
+
+_SQUARE = Structure.parse("square(4)")  # That of Figure 5 for K = 4.
 
 
 def _folder(text: str) -> Any:
@@ -196,7 +198,7 @@ def _figure5() -> tuple[str, str]:
         )
         checks.append(row["below_dnc"] > 0)
         if row["num_classes"] == 4:
-            checks.append("square(4):" in row["structures"])
+            checks.append(_SQUARE in studies.structures(row))
     return "; ".join(parts), verdict(checks)
 
 
@@ -259,14 +261,8 @@ def _others(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         kinds["partly"] -= int(row["dnc_found"])
         kinds["diverged"] += int(row["diverged"])
-        for entry in row["structures"].split():
-            name, _, count = entry.rpartition(":")
-            kind = next((kind for kind in ("zero", "merged") if f"{kind}(" in name), "other")
-            if name == structure.NONE:
-                kind = "none"
-            if name.startswith("DNC(") and "+" not in name:
-                kind = "partly"
-            kinds[kind] += int(count)
+        for one, count in studies.structures(row).items():
+            kinds[_other(one)] += count
     words = {
         "partly": "at DNC but in the last layer",
         "zero": "with classes at zero",
@@ -277,6 +273,16 @@ def _others(rows: list[dict[str, Any]]) -> str:
     }
     found = [f"{kinds[kind]} {text}" for kind, text in words.items() if kinds[kind]]
     return f"the other runs: {', '.join(found)}" if found else "all runs at DNC"
+
+
+def _other(found: Structure) -> str:
+    """Returns what a run that is not at DNC has instead, as a key of the words of `_others`."""
+    if not found.blocks:
+        return "none"
+    if found.is_dnc:
+        return "partly"
+    kinds = {block.kind for block in found.blocks}
+    return next((kind.value for kind in (Kind.ZERO, Kind.MERGED) if kind in kinds), "other")
 
 
 def _columns() -> tuple[str, str]:

@@ -198,7 +198,7 @@ def parity(
     advance = jax.jit(training.step, static_argnums=4)
     moved, terms = jax.device_get(advance(state, own, images, labels, recipe))
 
-    before = state.variables.params
+    before = state.params.params
     run = torch_network.start(before, recipe, float(own.weight_decay), float(own.learning_rate))
     pixels, targets = torch_network.place(images, labels, recipe.classifier.num_classes)
     loss = torch_network.step(run, pixels, targets, recipe, float(own.features_decay)).item()
@@ -206,7 +206,7 @@ def parity(
     loss += float(own.weight_decay) / 2 * sum(float(np.sum(leaf**2)) for leaf in weights)
 
     expected = float(terms.fit + terms.regularisation)
-    trees = before, moved.variables.params, torch_network.parameters(run, before)
+    trees = before, moved.params.params, torch_network.parameters(run, before)
     leaves = list(zip(*map(jax.tree.leaves, trees), strict=True))
     apart = np.array([np.linalg.norm(theirs - ours) for _, ours, theirs in leaves])
     steps = np.array([np.linalg.norm(ours - old) for old, ours, _ in leaves])
@@ -357,7 +357,7 @@ def _torch(config: Config, seeds: int, images: np.ndarray, labels: np.ndarray) -
             learning_rate=config.learning_rate,
             channels_last=channels_last,
         )
-        params = state.variables.params
+        params = state.params.params
         trained = [start(jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(seeds)]
         placed = torch_network.place(images, labels, NUM_CLASSES, channels_last)
         while True:

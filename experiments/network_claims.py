@@ -127,11 +127,11 @@ def _has_srg(row: dict[str, Any]) -> bool:
 
 @functools.cache
 def srg_last() -> str:
-    """The structure of the last layer of the SRG solution for ten classes."""
+    """The name of the structure of the last layer of the SRG solution for ten classes."""
     problem = Problem.with_width(num_classes=10, samples_per_class=1, depth=4, width=10)
-    *_, last = dufm.activations(srg.build(problem, Decay.uniform(1e-3, problem.depth)))
+    *_, last = dufm.activations(srg.build(problem, Decay.uniform(1e-3, problem.depth)), problem)
     means = np.asarray(last[1], np.float64)
-    return structure.recognise(means.T @ means).name
+    return str(structure.recognise(means.T @ means))
 
 
 def _over(part: str, paper: str, strict: bool) -> Callable[[], tuple[str, str]]:

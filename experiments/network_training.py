@@ -36,7 +36,8 @@ import numpy as np
 import xarray
 from jaxtyping import Array
 
-from dufm_jax import Decay, Problem, collapse, data, processes, streaming, structure, sweep
+from dufm_jax import Problem, collapse, data, processes, streaming, structure, sweep
+from dufm_jax.descent.state import ALIVE, State
 from dufm_jax.networks import classifier, resnet, runs, training
 from dufm_jax.problem import strength_limits
 from experiments import cli, dufm_figure, dufm_training, estimates, records, trainings
@@ -402,13 +403,13 @@ def _descend(
     recipe: training.Recipe,
     pixels: np.ndarray,
     labels: np.ndarray,
-    state: training.State | None,
+    state: State | None,
 ) -> Iterator[trainings.Round]:
     """The runs of this process, epoch by epoch, from the start or from where they were."""
     grid = config.grid.take(processes.share(config.grid.num_runs))
     strengths = config.strengths_of(grid)
 
-    def after(epoch: int, state: training.State, loss: np.ndarray) -> trainings.Round:
+    def after(epoch: int, state: State, loss: np.ndarray) -> trainings.Round:
         last = epoch == config.num_epochs
         marks: dict[str, np.ndarray] = {"epoch": np.array([], int)}
         curves: dict[str, np.ndarray] = {}
@@ -455,7 +456,7 @@ def _evaluate(
 
 def measure(
     recipe: training.Recipe,
-    state: training.State,
+    state: State,
     strengths: training.Strengths,
     pixels: np.ndarray,
     labels: np.ndarray,
@@ -466,7 +467,7 @@ def measure(
     layer_widths = recipe.classifier.widths
     for index in range(len(state.step)):
         variables, own = jax.tree.map(
-            lambda leaf, i=index: np.asarray(leaf[i], np.float32), (state.variables, strengths)
+            lambda leaf, i=index: np.asarray(leaf[i], np.float32), (state.params, strengths)
         )
         widths = (*layer_widths[1:], *layer_widths)  # Before, then after the ReLU.
         moments = [streaming.empty(recipe.classifier.num_classes, width) for width in widths]
@@ -540,46 +541,42 @@ def _stack(measured: Sequence[Measured], stage: str, name: str) -> np.ndarray:
     return np.array(found)
 
 
-def _reference_losses(config: Config, images: data.Dataset) -> dict[str, dict[float, float]]:
-    """L_DNC and L_SRG by weight decay; NaN where there is none."""
+def _reference_losses(config: Config, images: data.Dataset) -> dict[str, np.ndarray]:
+    """Returns L_DNC and L_SRG of each run, [R]; NaN where there is none."""
     count = len(images.labels) // images.num_classes
-    features = jnp.asarray(config.features_decay)
-    decays = {
-        value: Decay(features, jnp.full(config.depth, value, jnp.float64))
-        for value in config.weight_decay
-    }
+    decay = config.grid.decay(config.depth)._replace(features=config.strengths.features_decay)
     problem = Problem(images.num_classes, count, config.widths)
-    losses = dufm_training.reference_losses(problem, decays)
+    losses = dufm_training.reference_losses(problem, decay)
     if config.regularisation != "dufm":
-        return {name: dict.fromkeys(values, math.nan) for name, values in losses.items()}
+        return {name: np.full_like(values, math.nan) for name, values in losses.items()}
     return losses
 
 
 def _rows(
     config: Config,
     recipe: training.Recipe,
-    state: training.State,
+    state: State,
     measured: Sequence[Measured],
-    references: dict[str, dict[float, float]],
+    references: dict[str, np.ndarray],
 ) -> list[dict[str, Any]]:
     """The rows of runs.csv; a run that diverged has no losses or ranks."""
     rows = []
-    for seed, decay, rate, diverged_at, one in zip(
-        *config.grid, np.asarray(state.diverged_at), measured, strict=True
-    ):
-        marked = diverged_at != training.ALIVE
+    grid = config.grid
+    for index, one in enumerate(measured):
+        diverged_at = state.diverged_at[index]
+        marked = diverged_at != ALIVE
         alive = not marked and math.isfinite(one.fit)
         loss = one.fit + one.regularisation if alive else math.nan
-        dnc_loss, srg_loss = (references[name][decay] for name in ("dnc_loss", "srg_loss"))
+        dnc_loss, srg_loss = (references[name][index] for name in ("dnc_loss", "srg_loss"))
         after = list(enumerate(one.after, start=1))
         before = list(enumerate(one.before, start=2))
         # As in `experiments.dufm_training`, the last ReLU changes the Gram matrix.
         shared = {layer.structure for _, layer in after[1:-1] or after[1:]}
         distances = [structure.srg_distance(layer.gram) for _, layer in after[1:-1]]
         row = {
-            "seed": seed,
-            "weight_decay": decay,
-            "learning_rate": rate,
+            "seed": grid.seed[index],
+            "weight_decay": grid.weight_decay[index],
+            "learning_rate": grid.learning_rate[index],
             "steps": config.num_epochs * recipe.steps_per_epoch,
             # Where the last step alone diverged, only the measurement found it.
             "diverged_at": None if alive else int(diverged_at if marked else state.step[0]),
@@ -614,7 +611,7 @@ def _arrays(
     config: Config,
     outcome: trainings.Outcome,
     measured: Sequence[Measured],
-    references: dict[str, dict[float, float]],
+    references: dict[str, np.ndarray],
 ) -> xarray.Dataset:
     """The arrays of results.nc, named as by `experiments.dufm_training`."""
 
@@ -628,7 +625,7 @@ def _arrays(
         variables[f"{name}_before"] = (("run", "hidden", *axes), _stack(measured, "before", name))
         variables[f"{name}_recorded"] = (("run", "step", "layer", *axes), outcome.curve(name))
     for name, losses in references.items():
-        variables[name] = ("run", np.array([losses[one] for one in config.grid.weight_decay]))
+        variables[name] = ("run", losses)
     return xarray.Dataset(
         variables,
         coords=outcome.coordinates(config.grid, config.depth),

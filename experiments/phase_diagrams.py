@@ -102,7 +102,7 @@ class Config:
     def axes(self) -> dict[str, tuple]:
         """The values of each of DIMENSIONS, ascending, by the name of the flag."""
         sizes = "num_classes", "depths", "widths"
-        return {name: tuple(sorted(studies.whole(name, getattr(self, name)))) for name in sizes} | {
+        return {name: tuple(sorted(cli.whole(name, getattr(self, name)))) for name in sizes} | {
             name: tuple(sorted(getattr(self, name))) for name in ("decays", "learning_rates")
         }
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dufm_jax import Decay, Problem, dufm, sweep, theory
+from dufm_jax import Decay, Params, Problem, dufm, sweep, theory
 from experiments import cli, records
 
 SMOOTHED = "smoothed.csv"
@@ -80,19 +80,15 @@ def run(config: Config) -> list[dict[str, Any]]:
     grid = config.grid
     rows = []
     for epsilon in config.epsilons:
-        nonlinearity = dufm.smoothed_relu(epsilon)
+        smooth = dataclasses.replace(problem, nonlinearity=dufm.smoothed_relu(epsilon))
         for progress in sweep.run(
-            problem,
-            grid,
-            num_steps=config.num_steps,
-            record_every=config.num_steps,
-            nonlinearity=nonlinearity,
+            smooth, grid, num_steps=config.num_steps, record_every=config.num_steps
         ):
             curves, params = progress.curves, progress.state.params
         losses = curves.fit[:, -1] + curves.regularisation[:, -1]
         distances = np.array(
             [
-                _largest_distance(jax.tree.map(lambda leaf, i=i: leaf[i], params), config, epsilon)
+                _largest_distance(jax.tree.map(lambda leaf, i=i: leaf[i], params), smooth)
                 for i in range(grid.num_runs)
             ]
         )
@@ -115,14 +111,14 @@ def run(config: Config) -> list[dict[str, Any]]:
     return rows
 
 
-def _largest_distance(params, config: Config, epsilon: float) -> float:
-    """Between two features of a class, in any layer, before or after the nonlinearity."""
+def _largest_distance(params: Params, problem: Problem) -> float:
+    """Returns the largest distance between two features of a class, in any layer, before or after the nonlinearity."""
     layers = [params.features]
-    for pair in dufm.activations(jax.tree.map(jnp.asarray, params), dufm.smoothed_relu(epsilon)):
+    for pair in dufm.activations(jax.tree.map(jnp.asarray, params), problem):
         layers.extend(pair)
     largest = 0.0
     for layer in layers:
-        grouped = np.asarray(layer).reshape(len(layer), config.num_classes, -1)
+        grouped = np.asarray(layer).reshape(len(layer), problem.num_classes, -1)
         apart = grouped[..., :, None] - grouped[..., None, :]
         largest = max(largest, math.sqrt(np.max(np.sum(apart**2, axis=0))))
     return largest

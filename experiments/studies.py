@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dufm_jax.structure import NONE, Structure
 from experiments import dufm_training, estimates, records
 
 SUMMARY = "summary.csv"
@@ -46,17 +47,6 @@ def train(training: Any, run: Callable[[Any], Any] | None = None) -> list[dict[s
     return records.read_runs(Path(training.out))
 
 
-def whole(name: str, values: Sequence[float]) -> tuple[int, ...]:
-    """The values of a flag as integers, which they must be, and positive.
-
-    Raises:
-      ValueError: if one is not.
-    """
-    if not all(float(value).is_integer() and value >= 1 for value in values):
-        raise ValueError(f"--{name} must be whole and positive, got {list(values)}.")
-    return tuple(map(int, values))
-
-
 def ended(runs: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """The runs that did not diverge."""
     return [row for row in runs if row["diverged_at"] == ""]
@@ -70,14 +60,18 @@ def ranks(row: Mapping[str, str], depth: int) -> list[int]:
 
 
 def is_dnc(row: Mapping[str, str], depth: int) -> bool:
-    """Whether the class means of all layers 2, ..., L are orthogonal frames."""
-    names = [row[f"structure_{layer}"] for layer in range(2, depth + 1)]
-    return all(name.startswith("DNC(") and "+" not in name for name in names)
+    """Returns whether the class means of all layers 2, ..., L are orthogonal frames."""
+    return all(_structure(row, f"structure_{layer}").is_dnc for layer in range(2, depth + 1))
 
 
 def is_srg(row: Mapping[str, Any]) -> bool:
-    """Whether the intermediate layers have the Gram matrix of the triangular graph."""
-    return row["structure"].startswith("triangular(") and "+" not in row["structure"]
+    """Returns whether the intermediate layers have the triangular graph's Gram matrix."""
+    return _structure(row, "structure").is_srg
+
+
+def _structure(row: Mapping[str, Any], column: str) -> Structure:
+    """Returns the structure in a cell, which is empty where it was not looked for."""
+    return Structure.parse(row[column] or NONE)
 
 
 def wilson(hits: int, trials: int) -> tuple[float, float]:
@@ -94,6 +88,15 @@ def counts(values: Iterable[Any]) -> str:
     """How often each value occurs, as value:count, the most frequent first."""
     ordered = sorted(collections.Counter(values).items(), key=lambda pair: (-pair[1], pair[0]))
     return " ".join(f"{value}:{count}" for value, count in ordered)
+
+
+def structures(row: Mapping[str, Any]) -> dict[Structure, int]:
+    """Returns how many runs have which structure, from a row of summary.csv.
+
+    `counts` writes the cell.
+    """
+    entries = [entry.rpartition(":") for entry in row["structures"].split()]
+    return {Structure.parse(name): int(count) for name, _, count in entries}
 
 
 def summarise(runs: Sequence[Mapping[str, str]], depth: int) -> dict[str, Any]:

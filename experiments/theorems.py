@@ -182,9 +182,8 @@ def take_best_columns(
     params: Params, problem: Problem, decay: Decay
 ) -> tuple[jax.Array, jax.Array]:
     """The loss before and after each class has its best column n times (proof of Theorem 6)."""
-    labels = jnp.repeat(jnp.eye(problem.num_classes), problem.samples_per_class, axis=1)
-    outputs = params.weights[-1] @ dufm.activations(params)[-1][1]
-    losses = jnp.sum((outputs - labels) ** 2, axis=0) / (2 * problem.num_samples)
+    outputs = dufm.outputs(params, problem)
+    losses = problem.loss(outputs, dufm.targets(problem)) / problem.num_samples
     losses += decay.features / 2 * jnp.sum(params.features**2, axis=0)
     grouped = losses.reshape(problem.num_classes, problem.samples_per_class)
     first = jnp.arange(problem.num_classes) * problem.samples_per_class

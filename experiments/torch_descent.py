@@ -74,8 +74,7 @@ def _params(leaves: list[np.ndarray]) -> Params:
 
 def _fit(problem: Problem) -> Callable[..., torch.Tensor]:
     """The fit term of Eq. (1), summed over a leading axis of runs if there is one."""
-    labels = torch.eye(problem.num_classes, device=device())
-    labels = labels.repeat_interleave(problem.samples_per_class, dim=1)
+    labels = torch.eye(problem.num_classes, device=device())[:, problem.labels.astype(int)]
 
     def fit(features: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         layer = features

@@ -77,9 +77,13 @@ class Outcome(NamedTuple):
 
     def coordinates(self, grid: sweep.Grid, depth: int) -> dict[str, Any]:
         """Of results.nc; layers are 1 to L after the ReLU, hidden 2 to L before it."""
+        features_decay = {}
+        if not np.array_equal(grid.features_decay, grid.weight_decay):
+            features_decay = {"features_decay": ("run", grid.features_decay)}
         return {
             "seed": ("run", grid.seed.astype(np.int32)),
             "weight_decay": ("run", grid.weight_decay),
+            **features_decay,
             "learning_rate": ("run", grid.learning_rate),
             "step": np.array([line["step"] for line in self.lines], np.int32),
             "layer": np.arange(1, depth + 1, dtype=np.int32),

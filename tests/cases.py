@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +37,10 @@ class Case:
     @property
     def constructions(self) -> tuple[str, ...]:
         """The SRG constructions that fit, none where the paper defines none."""
-        if self.problem.num_classes < 6 or self.problem.depth < 3:
+        problem = self.problem
+        if problem.num_classes < 6 or problem.depth < 3 or not problem.is_balanced:
             return ()
-        return graphs.srg_constructions("auto", self.problem)
+        return graphs.srg_constructions("auto", problem)
 
 
 def spread(depth: int, *, largest: float = 1e-2, seed: int = 0) -> Decay:
@@ -49,11 +51,15 @@ def spread(depth: int, *, largest: float = 1e-2, seed: int = 0) -> Decay:
 
 
 def _case(
-    name: str, num_classes: int, samples: int, widths: Sequence[int], decay: float | Decay
+    name: str,
+    num_classes: int,
+    samples: int | tuple[int, ...],
+    widths: Sequence[int],
+    decay: float | Decay,
+    nonlinearity: Any = dufm.relu,
 ) -> Case:
-    if not isinstance(decay, Decay):
-        decay = Decay.uniform(decay, len(widths))
-    return Case(name, Problem(num_classes, samples, tuple(widths)), decay)
+    problem = Problem(num_classes, samples, tuple(widths), nonlinearity)
+    return Case(name, problem, Decay.of(decay, len(widths)))
 
 
 CASES = (
@@ -85,12 +91,40 @@ CASES = (
 )
 
 
+@dufm.elementwise
+def steep(values: jax.Array) -> jax.Array:
+    """A positively homogeneous function of a user: 2 max(x, 0) - 0.5 min(x, 0)."""
+    return 2 * jax.nn.relu(values) + 0.5 * jax.nn.relu(-values)
+
+
+# Where the founding paper says nothing: classes of different sizes, one layer, other slopes.
+OPEN_CASES = (
+    _case("K4-L3-counts", 4, (9, 6, 3, 1), (4, 5, 6), spread(3, seed=12)),
+    _case("K3-L4-counts-some-zero", 3, (90, 6, 1), (3, 4, 3, 5), 0.03),
+    _case("K3-L2-counts-zero-wins", 3, (3, 1, 2), (3, 3), 0.3),
+    _case("K3-L1", 3, 2, (3,), spread(1, seed=13)),
+    _case("K3-L1-counts", 3, (5, 2, 2), (4,), 3e-2),
+    _case("K3-L1-zero-wins", 3, 2, (3,), 0.3),
+    _case("K3-L3-leaky", 3, 2, (3, 4, 5), 1e-3, dufm.leaky_relu(0.2)),
+    _case("K5-L3-counts-steep", 5, (1, 2, 3, 2, 1), (5,) * 3, spread(3, seed=14), steep),
+    _case(
+        "K7-L4-mixed", 7, 2, (10,) * 4, spread(4, seed=15), (steep, dufm.leaky_relu(-0.3), steep)
+    ),
+    _case("r5-L4-partly-linear", 10, 3, (10,) * 4, 2e-3, dufm.partly_linear(4)),
+    # The last image of the SRG solution lacks dimensions: an eigenvalue, at r = 4 two, are zero.
+    _case("r4-L3-linear", 6, 1, (6,) * 3, 1e-3, dufm.identity),
+    _case("K8-L3-linear", 8, 2, (10,) * 3, spread(3, seed=16), dufm.identity),
+    _case("K7-L3-leaky-zero-wins", 7, 1, (10,) * 3, 0.1, dufm.leaky_relu(0.2)),
+)
+
+
 def named(name: str) -> Case:
     """The case of that name."""
-    return next(case for case in CASES if case.name == name)
+    return next(case for case in (*CASES, *OPEN_CASES) if case.name == name)
 
 
 WITH_CONSTRUCTION = tuple((case, name) for case in CASES for name in case.constructions)
+OPEN_WITH_CONSTRUCTION = tuple((case, name) for case in OPEN_CASES for name in case.constructions)
 EXACT_CASES = tuple(case for case, name in WITH_CONSTRUCTION if name == "exact")
 
 # An eager build compiles operation by operation, hence jit.
@@ -130,13 +164,20 @@ def evaluated(case: Case, construction: str) -> tuple[float, Params]:
 _value_and_gradient = jax.jit(jax.value_and_grad(dufm.objective), static_argnums=1)
 
 
+def first_samples(problem: Problem) -> np.ndarray:
+    """The column of each class's first sample, [K]."""
+    return np.cumsum((0, *problem.class_counts[:-1]))
+
+
 def class_means(params: Params, problem: Problem) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The class means before and after the ReLU, layers 2, ..., L, of a collapsed solution."""
-    post = np.asarray(params.features)[:, :: problem.samples_per_class]
+    """The class means before and after the nonlinearities, layers 2, ..., L, if collapsed."""
+    post = np.asarray(params.features)[:, first_samples(problem)]
     layers = []
-    for weight in params.weights[:-1]:
+    for weight, function in zip(params.weights, problem.nonlinearities, strict=False):
         pre = np.asarray(weight) @ post
-        post = np.maximum(pre, 0)
+        post = (
+            np.maximum(pre, 0) if function is dufm.relu else np.asarray(function(jnp.asarray(pre)))
+        )
         layers.append((pre, post))
     return layers
 

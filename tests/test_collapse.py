@@ -1,6 +1,8 @@
 """The table of collapse measures against plain NumPy, `metrics`, exact cases and known bugs."""
 
 import math
+import subprocess
+import sys
 
 import cases
 import jax.numpy as jnp
@@ -132,7 +134,7 @@ def test_collapse_without_biases_is_zero_of_every_measure():
     table = of_means(means, weights=2 * means)
     assert table.trace_ratio == table.pseudo_inverse_ratio == table.printed_ratio == table.cdnv == 0
     assert table.condition_number == pytest.approx(1)
-    assert table.structure == "DNC(6)"
+    assert str(table.structure) == "DNC(6)"
     zeros = (
         table.orthogonal_frame_distance,
         table.simplex_etf_distance,
@@ -153,13 +155,13 @@ def test_collapse_with_biases_is_a_simplex_and_self_dual():
     zeros = table.simplex_etf_distance, table.equinorm, table.equiangularity, table.maximal_angle
     np.testing.assert_allclose([*zeros, table.self_duality], 0, atol=1e-12)
     assert table.orthogonal_frame_distance > 0.1
-    assert of_means(frame).structure == "simplex(6)"
+    assert str(of_means(frame).structure) == "simplex(6)"
 
 
 def test_the_srg_structure_is_found_in_any_order_of_classes():
     means = graphs.incidence(5).T[np.random.default_rng(0).permutation(10)]
     table = of_means(means @ orthonormal(5, 9, seed=1))
-    assert (table.structure, table.rank) == ("triangular(5)", 5)
+    assert (str(table.structure), table.rank) == ("triangular(5)", 5)
     assert table.structure_residual < 1e-12
     assert table.condition_number > 1e12  # Nine rows but rank five.
 
@@ -176,24 +178,33 @@ def test_measures_without_what_they_need_are_nan():
         for name, value in table._asdict().items()
         if isinstance(value, float) and math.isnan(value)
     }
-    assert undefined == {
-        "pseudo_inverse_ratio",
-        "self_duality",
-        "self_duality_uncentred",
-        "structure_residual",
-    }
-    assert table.structure == "none"
+    assert undefined == {"pseudo_inverse_ratio", "self_duality", "self_duality_uncentred"}
+    assert str(table.structure) == "none"
+    assert math.isnan(table.structure_residual)
 
 
 def test_structures_of_very_many_classes_are_not_looked_for():
     table = of_means(np.eye(201))
-    assert (table.structure, table.rank) == ("", 201)
+    assert (table.structure, table.rank) == (None, 201)
+    assert math.isnan(table.structure_residual)
 
 
 def test_coinciding_means_are_infinitely_far_from_collapse():
     table = measured(np.tile([[1.0], [-1.0]], (4, 3)), np.repeat([0, 1], 4), 2)
     assert table.trace_ratio == table.cdnv == math.inf
     assert math.isnan(table.pseudo_inverse_ratio)
+    assert math.isnan(table.printed_ratio)
+
+
+def test_measures_are_not_defined_where_everything_coincides():
+    table = of_means(np.ones((3, 4)))
+    defined = {
+        name
+        for name, value in table._asdict().items()
+        if isinstance(value, float) and not math.isnan(value)
+    }
+    # M has rank one and is far from a frame; nothing tells whether there is collapse.
+    assert (defined, table.rank) == ({"condition_number", "orthogonal_frame_distance"}, 1)
 
 
 # --- Bugs of other libraries -------------------------------------------------------------------
@@ -325,3 +336,40 @@ def test_bad_batches_give_one_sentence(moments, batches, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         collapse.nearest_centre_agreement(moments, batches)
     cases.assert_one_sentence(str(caught.value))
+
+
+MISTAKES = """
+import numpy
+from dufm_jax import collapse, streaming
+features, labels = numpy.ones((4, 3)), numpy.array([0, 1, 0, 1])
+for call in (
+    lambda: collapse.measure(features, rank_tolerance=1e-3),
+    lambda: collapse.measure(features.tolist(), rank_tolerance=1e-3),
+    lambda: streaming.update(features, features, labels),
+    lambda: streaming.merge(streaming.empty(2, 3), features),
+    lambda: collapse.nearest_centres(features, features),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_features_where_moments_belong_give_one_sentence():
+    # Without the tests' own type checks, as users run it.
+    done = subprocess.run(
+        [sys.executable, "-c", MISTAKES], capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert [line.split(" takes moments")[0] for line in lines] == [
+        "collapse.measure",
+        "collapse.measure",
+        "streaming.update",
+        "streaming.merge",
+        "collapse.nearest_centres",
+    ]
+    assert all("streaming.update(streaming.empty(num_classes, width)" in line for line in lines)
+    assert [line.split("got ")[1] for line in lines] == ["an array.", "a list.", *["an array."] * 3]
+    for line in lines:
+        cases.assert_one_sentence(line)

@@ -1,14 +1,16 @@
 """The model, its objective and its gradients, against independent NumPy implementations."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, EXACT, SINGLE, WITH_CONSTRUCTION, assert_one_sentence, built
+from cases import CASES, EXACT, OPEN_CASES, SINGLE, WITH_CONSTRUCTION, assert_one_sentence, built
 from jax.test_util import check_grads
 
-from dufm_jax import dufm
+from dufm_jax import dufm, losses
 from dufm_jax.problem import Decay, Params, Problem
 
 PROBLEM = Problem(num_classes=4, samples_per_class=3, widths=(5, 7, 6))
@@ -37,7 +39,7 @@ def _numpy_objective(params, problem, decay):
         pre = weight @ inputs[-1]
         kinks.append(pre > 0)
         inputs.append(np.maximum(pre, 0))
-    labels = np.kron(np.eye(problem.num_classes), np.ones((1, problem.samples_per_class)))
+    labels = np.repeat(np.eye(problem.num_classes), problem.class_counts, axis=1)
     residual = weights[-1] @ inputs[-1] - labels
     num_samples = residual.shape[1]
     fit = np.sum(residual**2) / (2 * num_samples)
@@ -56,7 +58,12 @@ def _numpy_objective(params, problem, decay):
     return fit, regularisation, Params(features_gradient, tuple(gradients[::-1]))
 
 
-UNEQUAL = [case for case in CASES if len(set(case.problem.widths)) > 1]
+UNEQUAL = [
+    case
+    for case in (*CASES, *OPEN_CASES)
+    if case.problem.nonlinearity is dufm.relu
+    and (len(set(case.problem.widths)) > 1 or not case.problem.is_balanced)
+]
 
 
 @pytest.mark.parametrize("case", UNEQUAL, ids=str)
@@ -76,7 +83,7 @@ def test_objective_and_gradient_against_numpy(case):
 
 def test_gradient_by_finite_differences(params):
     # Far from the kinks, compared with the step.
-    assert min(float(jnp.min(jnp.abs(pre))) for pre, _ in dufm.activations(params)) > 1e-3
+    assert min(float(jnp.min(jnp.abs(pre))) for pre, _ in dufm.activations(params, PROBLEM)) > 1e-3
     check_grads(
         jax.jit(lambda params, decay: dufm.objective(params, PROBLEM, decay)),
         (params, DECAY),
@@ -88,9 +95,9 @@ def test_gradient_by_finite_differences(params):
 
 
 def test_gradient_of_the_smoothed_model_by_finite_differences(params):
-    smoothed = dufm.smoothed_relu(0.5)
+    smoothed = dataclasses.replace(PROBLEM, nonlinearity=dufm.smoothed_relu(0.5))
     check_grads(
-        jax.jit(lambda params: dufm.objective(params, PROBLEM, DECAY, smoothed)),
+        jax.jit(lambda params: dufm.objective(params, smoothed, DECAY)),
         (params,),
         order=1,
         modes=("rev",),
@@ -100,20 +107,78 @@ def test_gradient_of_the_smoothed_model_by_finite_differences(params):
 
 
 def test_activations_and_outputs(params):
-    layers = dufm.activations(params)
+    layers = dufm.activations(params, PROBLEM)
     assert [pre.shape for pre, _ in layers] == [(7, 12), (6, 12)]
     post = params.features
     for weight, (pre, image) in zip(params.weights, layers, strict=False):
         np.testing.assert_allclose(pre, weight @ post, **EXACT)
         np.testing.assert_array_equal(image, np.maximum(pre, 0))
         post = image
-    np.testing.assert_allclose(dufm.outputs(params), params.weights[-1] @ post, **EXACT)
+    np.testing.assert_allclose(dufm.outputs(params, PROBLEM), params.weights[-1] @ post, **EXACT)
 
 
-def test_labels_are_ordered_class_by_class():
-    labels = dufm.labels(Problem(3, 2, (3, 3)))
-    np.testing.assert_array_equal(labels, np.kron(np.eye(3), np.ones((1, 2))))
-    assert dufm.labels(PROBLEM, jnp.float32).dtype == jnp.float32
+def test_targets_are_ordered_class_by_class():
+    targets = dufm.targets(Problem(3, 2, (3, 3)))
+    np.testing.assert_array_equal(targets, np.kron(np.eye(3), np.ones((1, 2))))
+    assert dufm.targets(PROBLEM, jnp.float32).dtype == jnp.float32
+    unequal = dufm.targets(Problem(3, (2, 1, 3), (3, 3)))
+    np.testing.assert_array_equal(unequal, np.repeat(np.eye(3), (2, 1, 3), axis=1))
+
+
+def test_one_layer():
+    # No hidden layer: W_1 is the classifier.
+    problem = Problem(3, (2, 1, 3), (4,))
+    params = _random_params(problem)
+    assert dufm.activations(params, problem) == []
+    expected = np.asarray(params.weights[0]) @ np.asarray(params.features)
+    np.testing.assert_allclose(dufm.outputs(params, problem), expected, **EXACT)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.focal(2.0)], ids=str)
+def test_another_loss_is_averaged_over_samples(loss):
+    problem = Problem(3, (2, 1, 3), (4, 5), loss=loss)
+    params, decay = _random_params(problem), Decay.of(0.02, 2)
+    values = np.asarray(dufm.outputs(params, problem))
+    targets = np.repeat(np.eye(3), (2, 1, 3), axis=1)
+    probabilities = np.sum(targets * np.exp(values) / np.sum(np.exp(values), axis=0), axis=0)
+    weights = (1 - probabilities) ** 2 if loss != losses.cross_entropy else 1
+    expected = np.mean(-weights * np.log(probabilities))
+    expected += 0.01 * sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(params))
+    np.testing.assert_allclose(dufm.objective(params, problem, decay), expected, **EXACT)
+
+
+def test_a_decay_of_zero_leaves_the_fit(params):
+    fit, regularisation = dufm.loss_terms(params, PROBLEM, 0)
+    np.testing.assert_allclose(fit, dufm.loss_terms(params, PROBLEM, DECAY)[0], **EXACT)
+    assert regularisation == 0
+    terms = dufm.regularisation_terms(params, Decay(0.1, [0.0, 0.2, 0.0]))
+    expected = [0.05, 0, 0.1, 0] * np.array(
+        [np.sum(np.square(leaf)) for leaf in jax.tree.leaves(params)]
+    )
+    np.testing.assert_allclose(terms, expected, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (lambda outputs, targets: jnp.mean((outputs - targets) ** 2), r"\(\)"),
+        (lambda outputs, targets: (outputs - targets) ** 2, r"\(4, 12\)"),
+        (lambda outputs, targets: jnp.sum((outputs - targets) ** 2, axis=1), r"\(4,\)"),
+    ],
+    ids=["mean", "entries", "wrong axis"],
+)
+def test_a_loss_of_another_shape_raises(params, loss, shape):
+    problem = dataclasses.replace(PROBLEM, loss=loss)
+    with pytest.raises(ValueError, match=f"one value for each of the 12 .*shape {shape}") as error:
+        dufm.objective(params, problem, DECAY)
+    assert_one_sentence(str(error.value))
+
+
+def test_a_nonlinearity_of_another_shape_raises(params):
+    problem = dataclasses.replace(PROBLEM, nonlinearity=lambda pre: pre[:-1])
+    with pytest.raises(ValueError, match=r"keep the shape .*\(6, 12\) for \(7, 12\)") as error:
+        dufm.objective(params, problem, DECAY)
+    assert_one_sentence(str(error.value))
 
 
 def test_relu_has_derivative_zero_at_the_kink():
@@ -125,7 +190,7 @@ def test_relu_has_derivative_zero_at_the_kink():
 # --- Invariances -------------------------------------------------------------------------------
 
 
-_jitted_objective = jax.jit(dufm.objective, static_argnums=(1, 3))
+_jitted_objective = jax.jit(dufm.objective, static_argnums=1)
 
 
 def _objective(params, problem=PROBLEM, decay=DECAY):
@@ -212,49 +277,25 @@ def test_partly_linear_model(params):
     # Eq. (2): the ReLU before W_L alone is left.
     features, (first, second, last) = params
     expected = last @ np.maximum(np.asarray(second @ (first @ features)), 0)
-    actual = dufm.outputs(params, dufm.partly_linear(3))
+    partly = dataclasses.replace(PROBLEM, nonlinearity=dufm.partly_linear(3))
+    actual = dufm.outputs(params, partly)
     np.testing.assert_allclose(actual, expected, **EXACT)
-    assert np.max(np.abs(actual - dufm.outputs(params))) > 1e-3
+    assert np.max(np.abs(actual - dufm.outputs(params, PROBLEM))) > 1e-3
 
 
 def test_partly_linear_model_of_two_layers_is_the_model():
-    params = _random_params(Problem(3, 2, (4, 5)))
-    actual = dufm.outputs(params, dufm.partly_linear(2))
-    np.testing.assert_array_equal(actual, dufm.outputs(params))
+    assert Problem(3, 2, (4, 5), dufm.partly_linear(2)) == Problem(3, 2, (4, 5))
 
 
 @pytest.mark.parametrize("depth", [2, 4])
-def test_a_wrong_number_of_nonlinearities_raises(params, depth):
-    with pytest.raises(ValueError, match=f"2 nonlinearities are needed, got {depth - 1}") as error:
-        dufm.outputs(params, dufm.partly_linear(depth))
+def test_another_number_of_layers_raises(params, depth):
+    # Of which `activations` is told by the weights alone: features have any number of columns.
+    problem = Problem.with_width(num_classes=4, samples_per_class=3, depth=depth, width=5)
+    with pytest.raises(ValueError, match=f"{depth} weight matrices are needed, got 3") as error:
+        dufm.activations(params, problem)
     assert_one_sentence(str(error.value))
-
-
-@pytest.mark.parametrize("epsilon", [1e-8, 1e-3, 0.3, 1.0, 20.0])
-def test_smoothed_relu_meets_definition_7(epsilon):
-    smoothed = jax.jit(dufm.smoothed_relu(epsilon))
-    derivative = jax.jit(jax.vmap(jax.grad(smoothed)))
-    # (i) It is the ReLU outside (0, epsilon),
-    outside = epsilon * jnp.array([-1e9, -1.0, -1e-9, 0.0, 1.0, 1 + 1e-9, 3.0, 1e9])
-    np.testing.assert_allclose(smoothed(outside), dufm.relu(outside), rtol=1e-15)
-    # (ii) and strictly between 0 and the ReLU inside.
-    inside = epsilon * jnp.linspace(0, 1, 2003)[1:-1]
-    assert np.all(smoothed(inside) > 0)
-    assert np.all(smoothed(inside) < inside)
-    # (iii) Its derivative is positive there, at most 4/3 (at 2/3 epsilon), continuous:
-    slopes = derivative(inside)
-    assert np.all(slopes > 0)
-    assert np.max(slopes) <= 4 / 3 + 1e-15
-    np.testing.assert_allclose(derivative(jnp.array([2 * epsilon / 3])), 4 / 3, rtol=1e-14)
-    np.testing.assert_array_equal(derivative(outside[:3]), 0)
-    np.testing.assert_array_equal(derivative(outside[-3:]), 1)
-    step = 1e-9
-    around = epsilon * jnp.array([-step, 0.0, step, 1 - step, 1.0, 1 + step])
-    expected = np.array([0, 0, 0, 1, 1, 1])
-    np.testing.assert_allclose(derivative(around), expected, atol=5 * step)
-    # and it is the derivative of the function.
-    quotients = np.diff(smoothed(inside)) / np.diff(inside)
-    np.testing.assert_allclose(quotients, (slopes[1:] + slopes[:-1]) / 2, rtol=1e-2, atol=1e-6)
+    one = dufm.activations(params._replace(features=params.features[:, :1]), PROBLEM)
+    assert one[-1][1].shape == (6, 1)
 
 
 # --- Initialisation ----------------------------------------------------------------------------
@@ -263,11 +304,18 @@ LARGE = Problem(num_classes=300, samples_per_class=1, widths=(400, 250, 500))
 
 
 @pytest.mark.parametrize("distribution", dufm.DISTRIBUTIONS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
 def test_init_shapes_and_types(key, distribution, dtype):
     params = dufm.init(PROBLEM, key, distribution=distribution, dtype=dtype)
     PROBLEM.check_params(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.complex64])
+def test_init_of_a_type_that_is_no_float_raises(key, dtype):
+    with pytest.raises(ValueError, match="must be a float, got ") as error:
+        dufm.init(PROBLEM, key, dtype=dtype)
+    assert_one_sentence(str(error.value))
 
 
 def test_init_has_the_default_float(key):
@@ -360,7 +408,8 @@ def test_single_precision_stays_single(params):
     value_and_gradient = jax.jit(jax.value_and_grad(dufm.objective), static_argnums=1)
     value, gradient = value_and_gradient(single, PROBLEM, DECAY)
     leaves = [value, *dufm.loss_terms(single, PROBLEM, DECAY), *jax.tree.leaves(gradient)]
-    leaves += [dufm.outputs(single), *jax.tree.leaves(dufm.activations(single))]
+    leaves += [dufm.outputs(single, PROBLEM)]
+    leaves += jax.tree.leaves(dufm.activations(single, PROBLEM))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
     double = value_and_gradient(params, PROBLEM, DECAY)
     chex.assert_trees_all_close((value, gradient), double, **SINGLE)
@@ -379,8 +428,10 @@ def _equations(jaxpr):
 @pytest.mark.parametrize("nonlinearity", [dufm.relu, dufm.smoothed_relu(0.1)])
 def test_every_product_is_in_full_precision(params, nonlinearity):
     # The default would be TF32 on a GPU and bfloat16 on a TPU.
+    problem = dataclasses.replace(PROBLEM, nonlinearity=nonlinearity)
+
     def gradient(params):
-        return jax.value_and_grad(dufm.objective)(params, PROBLEM, DECAY, nonlinearity)
+        return jax.value_and_grad(dufm.objective)(params, problem, DECAY)
 
     products = [
         equation
@@ -401,7 +452,7 @@ _jitted_terms = jax.jit(dufm.regularisation_terms)
 @pytest.mark.parametrize(
     ("case", "construction"),
     [
-        *[(case, "dnc") for case in CASES],
+        *[(case, "dnc") for case in (*CASES, *OPEN_CASES)],
         *[(case, name) for case, name in WITH_CONSTRUCTION if name != "truncated"],
     ],
     ids=str,

@@ -105,8 +105,20 @@ def test_widths_that_the_constructions_need(num_classes, depth, expected):
     assert graphs.srg_widths(num_classes, depth) == expected
 
 
-def _problem(num_classes, widths):
-    return Problem(num_classes, 1, widths)
+def _problem(num_classes, widths, samples_per_class=1):
+    return Problem(num_classes, samples_per_class, widths)
+
+
+def test_the_count_of_every_class():
+    # As the edges of a graph, the classes of an SRG solution are all alike.
+    assert graphs.equal_count(_problem(6, (9, 9, 9), 3)) == 3
+    unequal = _problem(6, (9, 9, 9), (3, 3, 3, 3, 3, 2))
+    for refuse in (graphs.equal_count, lambda problem: graphs.srg_constructions("auto", problem)):
+        with pytest.raises(
+            ValueError, match=r"equally many samples .*\(3, 3, 3, 3, 3, 2\)"
+        ) as error:
+            refuse(unequal)
+        assert_one_sentence(str(error.value))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +144,7 @@ def test_constructions_that_fit(construction, num_classes, widths, expected):
     [
         ("auto", 5, (9, 9, 9), "at least 6 classes, got 5"),
         ("auto", 6, (9, 9), "depth of at least 3, got 2"),
+        ("auto", 6, (9,), "depth of at least 3, got 1"),
         ("square", 6, (9, 9, 9), "construction must be one of .*auto.*square"),
         ("exact", 7, (9, 9, 10), r"needs K = C\(r, 2\).*7"),
         ("exact", 10, (5, 4, 10), r"exact .*\(5, 5, 10\), got \(5, 4, 10\)"),

@@ -2,31 +2,36 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 LEVELS = {
-    "problem": 0,
-    "graphs": 1,
-    "linalg": 1,
-    "streaming": 1,
-    "processes": 1,
-    "scalar": 1,
-    "dufm": 2,
-    "solutions": 3,
-    "theory": 3,
-    "metrics": 3,
-    "structure": 3,
-    "training": 3,
-    "schedule": 3,
-    "collapse": 4,
-    "reduction": 4,
-    "sweep": 5,
+    "losses": 0,
+    "nonlinearities": 0,
+    "problem": 1,
+    "graphs": 2,
+    "linalg": 2,
+    "formulas": 1,
+    "streaming": 2,
+    "processes": 2,
+    "scalar": 2,
+    "dufm": 3,
+    "solutions": 4,
+    "theory": 4,
+    "structure": 4,
+    "metrics": 5,
+    "collapse": 5,
+    "descent": 6,
 }
-SIDE_BRANCHES = {"networks", "data"}  # These may use the following and themselves alone.
-USED_BY_SIDE_BRANCHES = {"problem", "linalg"}
+WITNESSES = {"solutions", "theory", "descent"}  # Of one loss, independent of one another.
+SIDE_BRANCHES = {  # These may use the following and themselves alone.
+    "networks": {"problem", "linalg", "losses", "descent"},
+    "data": {"problem", "linalg"},
+}
 # The library has no flags, no plots, no progress bars, and only `data` reads files.
 FOREIGN = {"absl", "matplotlib", "tqdm", "experiments", "launch", "tests"}
 
@@ -67,7 +72,9 @@ def _may_import(importer, imported):
     if importer == imported:
         return True
     if importer in SIDE_BRANCHES:
-        return imported in USED_BY_SIDE_BRANCHES
+        return imported in SIDE_BRANCHES[importer]
+    if {importer, imported} <= WITNESSES:
+        return False
     # A name of no known part, such as dufm_jax.Problem, would come from the package on top.
     return importer in LEVELS and imported in LEVELS and LEVELS[imported] < LEVELS[importer]
 
@@ -117,12 +124,28 @@ def test_nothing_imports_what_starts_it_or_tests_it(path):
 
 
 def test_the_rule_itself():
-    # The three witnesses of one loss are independent of one another.
-    witnesses = ("solutions", "theory", "training")
-    for importer in witnesses:
+    for importer in WITNESSES:
         assert _may_import(importer, "dufm")
-        assert not any(_may_import(importer, other) for other in witnesses if other != importer)
+        assert not any(_may_import(importer, other) for other in WITNESSES - {importer})
     assert not _may_import("graphs", "linalg")
     assert not _may_import("structure", "metrics")
     assert not _may_import("networks", "dufm")
     assert not _may_import("problem", "dufm_jax")
+    assert not _may_import("losses", "problem")
+
+
+def test_the_package_has_its_modules_and_version():
+    import dufm_jax
+
+    for name in dufm_jax.__all__:
+        assert getattr(dufm_jax, name) is not None
+    assert dufm_jax.sweep.Grid.product((0,), (0.1,), (0.1,)).num_runs == 1
+    assert dufm_jax.__version__.count(".") == 2
+    assert set(dufm_jax.__all__) <= set(dir(dufm_jax))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = dufm_jax.nothing
+
+
+def test_the_package_is_imported_without_jax():
+    code = "import sys, dufm_jax; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dufm_jax import dufm, graphs, metrics
+from dufm_jax import collapse, dufm, graphs, losses, metrics, streaming
 from dufm_jax.problem import Decay, Params, Problem
 
 TOLERANCE = 1e-3  # Of ranks and pseudo-inverses.
@@ -30,7 +30,8 @@ rank_of_means = jax.jit(
     ),
     static_argnums=1,
 )
-variants = pytest.mark.parametrize("variant", metrics.DNC1_VARIANTS)
+VARIANTS = metrics.DNC1_VARIANTS
+variants = pytest.mark.parametrize("variant", VARIANTS)
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
@@ -125,7 +126,8 @@ def test_dnc1_of_equal_samples_is_exactly_zero(variant, dtype, samples):
 def test_dnc1_of_every_layer_of_a_solution_is_exactly_zero(construction, variant, dtype):
     case = cases.named("r5-L4-of-the-paper")
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), cases.built(case, construction))
-    layers = [params.features, *(layer for pair in dufm.activations(params) for layer in pair)]
+    pairs = dufm.activations(params, case.problem)
+    layers = [params.features, *(layer for pair in pairs for layer in pair)]
     assert [float(dnc1(layer, 10, variant, TOLERANCE)) for layer in layers] == [0] * 7
 
 
@@ -185,6 +187,13 @@ def test_trace_ratio_of_coinciding_means_is_not_finite():
     assert trace_ratio(np.tile([[1.0, -1.0]], (3, 3)), 3) == np.inf
 
 
+@pytest.mark.parametrize("variant", ["pseudo_inverse", "as_printed"])
+@pytest.mark.parametrize("features", [np.ones((3, 6)), np.tile([[1.0, -1.0]], (3, 3))])
+def test_inverse_ratios_of_coinciding_means_are_not_defined(variant, features):
+    # Rather than 0, which would be collapse.
+    assert np.isnan(dnc1(features, 3, variant, TOLERANCE))
+
+
 @pytest.mark.parametrize("function", [metrics.trace_ratio, metrics.class_means])
 def test_samples_that_do_not_divide_into_classes_raise(function):
     with pytest.raises(ValueError, match="multiple of the 4 classes, got 10") as caught:
@@ -196,6 +205,205 @@ def test_unknown_variant_raises():
     with pytest.raises(ValueError, match=r"trace_ratio.*'nc1'") as caught:
         metrics.dnc1(jnp.asarray(draw()), 5, "nc1", TOLERANCE)
     cases.assert_one_sentence(str(caught.value))
+
+
+# --- Labels, types and scales ------------------------------------------------------------------
+
+SIZES = (4, 1, 7, 2, 3)
+
+
+CYCLE = np.arange(1, 20) % 5  # With one more label for 20 samples.
+
+
+def unequal(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features [7, N] of classes of unequal sizes in a random order, and their labels."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat(np.arange(5), SIZES))
+    means = generator.normal(size=(7, 5))
+    return means[:, labels] + 0.3 * generator.normal(size=(7, len(labels))), labels
+
+
+def test_labels_in_any_order_of_unequal_classes():
+    features, labels = unequal()
+    moments = streaming.update(streaming.empty(5, 7), features.T, labels)
+    expected = collapse.measure(moments, rank_tolerance=TOLERANCE)
+
+    @jax.jit
+    def measured(features, labels):
+        means, deviations = metrics.centre_classes(features, 5, labels=labels)
+        ratios = [metrics.dnc1(features, 5, name, TOLERANCE, labels=labels) for name in VARIANTS]
+        return means, deviations, [*ratios, metrics.cdnv(features, 5, labels=labels)]
+
+    known = jax.jit(lambda features: measured.__wrapped__(features, labels))(features)
+    for means, deviations, ratios in (known, measured(features, labels)):
+        np.testing.assert_allclose(means, moments.means.T, **cases.EXACT)
+        np.testing.assert_allclose(deviations, features - means[:, labels], rtol=0, atol=1e-14)
+        np.testing.assert_allclose(ratios, expected[:4], **cases.EXACT)
+
+
+@variants
+def test_equal_samples_are_exactly_collapsed_by_labels_too(variant):
+    _, labels = unequal()
+    means = np.random.default_rng(2).normal(size=(7, 5)).astype(np.float32)
+    assert metrics.dnc1(means[:, labels], 5, variant, TOLERANCE, labels=labels) == 0
+
+
+def test_labels_of_balanced_classes_are_the_default():
+    features = jnp.asarray(draw())
+    labels = jnp.repeat(jnp.arange(5), 4)
+    value, gradient = jax.value_and_grad(metrics.trace_ratio)(features, 5)
+    other, same = jax.value_and_grad(metrics.trace_ratio)(features, 5, labels=labels)
+    np.testing.assert_allclose(other, value, **cases.EXACT)
+    np.testing.assert_allclose(same, gradient, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("labels", [np.r_[5, CYCLE], np.r_[-1, CYCLE], np.r_[0, CYCLE % 4]])
+def test_bad_labels_that_are_not_known_give_nan(labels):
+    trace_ratio = jax.jit(lambda labels: metrics.trace_ratio(jnp.asarray(draw()), 5, labels=labels))
+    assert np.isnan(trace_ratio(labels))
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "sentence"),
+    [
+        (draw().T, np.arange(20) % 5, r"each of the 20 labels, got \(20, 7\); transpose them"),
+        (draw(), np.arange(19) % 5, r"each of the 19 labels, got \(7, 20\)\."),
+        (draw(), np.arange(20) % 6, "labels must be from 0 to 4, got 5"),
+        (draw(), np.arange(20) % 5 - 1, "labels must be from 0 to 4, got -1"),
+        (draw(), np.arange(20) % 3, r"class 3 has no samples \(2 of 5 classes"),
+        (draw(), np.arange(20) / 5, r"\[N\] integers, got shape \(20,\) of type float64"),
+        (draw(), np.eye(5, dtype=int)[np.arange(20) % 5], r"\[N\] integers, got shape \(20, 5\)"),
+        (draw()[0], np.arange(20) % 5, r"two-dimensional and not empty, got shape \(20,\)"),
+        (draw()[:, :0], None, "not empty"),
+        (draw() + 1j, None, "real numbers, got complex128"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_features_that_do_not_fit_their_labels_give_one_sentence(features, labels, sentence):
+    for function in (metrics.trace_ratio, metrics.class_means, metrics.cdnv):
+        with pytest.raises(ValueError, match=sentence) as caught:
+            function(features, 5, labels=labels)
+        cases.assert_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("num_classes", [0, -1])
+def test_num_classes_is_a_positive_integer(num_classes):
+    with pytest.raises(ValueError, match="num_classes must be a positive integer") as caught:
+        metrics.trace_ratio(draw(), num_classes)
+    cases.assert_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "bool", "bfloat16", "float16"])
+def test_features_of_any_real_type(dtype):
+    generator = np.random.default_rng(7)
+    values = generator.integers(0, 2 if dtype == "bool" else 120, (7, 20))
+    features, exact = jnp.asarray(values).astype(dtype), values.astype(float)
+
+    @jax.jit
+    def measured(features):
+        means = metrics.class_means(features, 5)
+        ratios = [metrics.dnc1(features, 5, name, TOLERANCE) for name in VARIANTS[:2]]
+        rest = (metrics.simplex_etf_distance(means), metrics.condition_number(means))
+        return [*ratios, metrics.cdnv(features, 5), *rest, metrics.numerical_rank(features, 1e-3)]
+
+    np.testing.assert_allclose(measured(features), measured(exact), rtol=2e-5)
+
+
+def test_lists_are_features():
+    assert metrics.trace_ratio([[1, 3, 5, 7]], 2) == 1 / 4
+    assert metrics.trace_ratio([[1, 5, 3, 7]], 2, labels=[0, 1, 0, 1]) == 1 / 4
+
+
+@jax.jit
+def scale_free(features: jax.Array) -> list[jax.Array]:
+    means = metrics.class_means(features, 5)
+    return [
+        metrics.trace_ratio(features, 5),
+        metrics.pseudo_inverse_ratio(features, 5, TOLERANCE),
+        metrics.cdnv(features, 5),
+        metrics.orthogonal_frame_distance(means),
+        metrics.simplex_etf_distance(means),
+        metrics.equinorm(means),
+        metrics.equiangularity(means),
+        metrics.maximal_angle(means),
+        metrics.condition_number(means),
+    ]
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 1e-30, 1e30, 2.0**100])
+def test_scale_free_measures_neither_overflow_nor_vanish(scale):
+    # Squares of all of these are out of the range of float32.
+    features = draw().astype(np.float32)
+    found, expected = scale_free(np.float32(scale) * features), scale_free(features)
+    if np.log2(scale) == round(np.log2(scale)):
+        np.testing.assert_array_equal(found, expected)  # Powers of two change no digit.
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    # The printed ratio is not scale-free; 0 stays 0.
+    collapsed = np.float32(scale) * np.repeat(features[:, :5], 4, axis=1)
+    assert metrics.printed_ratio(collapsed, 5, TOLERANCE) == 0
+
+
+# --- Derivatives -------------------------------------------------------------------------------
+
+FRAME = 2 * np.linalg.qr(np.random.default_rng(8).normal(size=(7, 7)))[0][:, :5]
+ROWS = np.concatenate([3 * FRAME.T, np.zeros((1, 7))])  # Aligned, and one zero row.
+DIFFERENTIATED = {
+    "trace_ratio": lambda x: metrics.trace_ratio(x, 5),
+    "pseudo_inverse": lambda x: metrics.pseudo_inverse_ratio(x, 5, TOLERANCE),
+    "as_printed": lambda x: metrics.printed_ratio(x, 5, TOLERANCE),
+    "labels": lambda x: metrics.pseudo_inverse_ratio(x, 5, TOLERANCE, labels=np.arange(20) // 4),
+    "cdnv": lambda x: metrics.cdnv(x, 5),
+    "frame": lambda x: metrics.orthogonal_frame_distance(metrics.class_means(x, 5)),
+    "simplex": lambda x: metrics.simplex_etf_distance(metrics.class_means(x, 5)),
+    "equinorm": lambda x: metrics.equinorm(metrics.class_means(x, 5)),
+    "equiangularity": lambda x: metrics.equiangularity(metrics.class_means(x, 5)),
+    "maximal_angle": lambda x: metrics.maximal_angle(metrics.class_means(x, 5)),
+    "self_duality": lambda x: metrics.self_duality(FRAME.T, metrics.class_means(x, 5)),
+    "alignment": lambda x: metrics.alignment_angle(ROWS, metrics.class_means(x, 5), 0.5),
+}
+RATIOS = ("trace_ratio", "pseudo_inverse", "as_printed", "labels", "cdnv")
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_derivatives_exist_at_collapse_and_are_right(name):
+    function = jax.jit(jax.value_and_grad(DIFFERENTIATED[name]))
+    generator = np.random.default_rng(9)
+    noise = generator.normal(size=(7, 20))
+    simplex = FRAME @ simplex_etf(5)
+    for means in (FRAME, simplex, np.eye(7)[:, :5]):
+        exact = np.repeat(means, 4, axis=1)
+        for features in (exact, exact + 1e-9 * noise, exact + 1e-17 * noise):
+            value, gradient = function(features)
+            assert np.isfinite(value)
+            assert np.isfinite(gradient).all()
+        if name in RATIOS:
+            value, gradient = function(exact)
+            assert value == 0
+            np.testing.assert_array_equal(gradient, 0)
+    features, direction = np.repeat(FRAME, 4, axis=1) + 0.3 * noise, generator.normal(size=(7, 20))
+    ahead, behind = (float(function(features + sign * 1e-6 * direction)[0]) for sign in (1, -1))
+    slope = np.sum(function(features)[1] * direction)
+    np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=1e-6)
+
+
+def test_derivatives_of_distances_are_zero_where_these_are():
+    # Of matrices that leave no rounding.
+    gradients = jax.jit(jax.grad(metrics.orthogonal_frame_distance))(2 * jnp.eye(4))
+    np.testing.assert_array_equal(gradients, 0)
+    for gradients in jax.jit(jax.grad(metrics.alignment_angle, argnums=(0, 1)))(
+        jnp.eye(4)[:2], jnp.eye(4), 0.1
+    ):
+        np.testing.assert_array_equal(gradients, 0)
+
+
+def test_pseudo_inverse_ratio_is_differentiated_with_its_cut_off():
+    # Rank-deficient means with noise below the cut-off, which may be traced.
+    features = noisy_srg(5, 1e-4).astype(np.float64)
+    function = jax.jit(lambda x, cutoff: metrics.pseudo_inverse_ratio(x, 10, cutoff))
+    gradient = jax.jit(jax.grad(function))(features, 1e-2)
+    direction = np.random.default_rng(1).normal(size=features.shape)
+    ahead, behind = (float(function(features + s * 1e-7 * direction, 1e-2)) for s in (1, -1))
+    np.testing.assert_allclose(np.sum(gradient * direction), (ahead - behind) / 2e-7, rtol=1e-5)
 
 
 # --- DNC2 --------------------------------------------------------------------------------------
@@ -340,6 +548,30 @@ def test_gradient_norm_is_relative():
         assert norm == pytest.approx(0.3)
 
 
+def test_derivatives_of_what_is_stationary_are_finite():
+    zero = jax.tree.map(jnp.zeros_like, draw_params())
+    for params in (zero, cases.build_dnc(PROBLEM, DECAY), draw_params()):
+        for function in (
+            lambda params: metrics.balance_residual(params, DECAY),
+            lambda params: metrics.gradient_norm(params, PROBLEM, DECAY),
+        ):
+            value, gradient = jax.jit(jax.value_and_grad(function))(params)
+            assert np.isfinite(value)
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+            if params is zero:
+                assert value == cases.norm(gradient) == 0
+
+
+def test_gradient_norm_is_of_the_loss_that_is_trained():
+    problem = Problem(3, (1, 3, 2), (4, 5), dufm.leaky_relu(0.2), losses.cross_entropy)
+    params = dufm.init(problem, jax.random.key(0))
+    gradient = jax.jit(jax.grad(dufm.objective), static_argnums=(1, 2))(params, problem, 0.01)
+    expected = cases.norm(gradient) / cases.norm(params)
+    assert jax.jit(metrics.gradient_norm, static_argnums=(1, 2))(
+        params, problem, 0.01
+    ) == pytest.approx(expected)
+
+
 # --- All measures of a model -------------------------------------------------------------------
 
 
@@ -360,7 +592,7 @@ def test_measure_has_all_layers_and_shapes():
 def test_measure_agrees_with_the_single_measures():
     params = draw_params()
     result = measure(params, DECAY)
-    layers = dufm.activations(params)
+    layers = dufm.activations(params, PROBLEM)
     fit, regularisation = dufm.loss_terms(params, PROBLEM, DECAY)
     np.testing.assert_allclose(result.fit, fit, **cases.EXACT)
     np.testing.assert_allclose(result.regularisation, regularisation, **cases.EXACT)
@@ -395,7 +627,8 @@ def test_ranks_of_the_srg_solution(dtype):
 def test_ranks_of_a_larger_srg_solution(dtype):
     case = cases.named("r5-L4-of-the-paper")
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), cases.built(case, "exact"))
-    ranks = [[int(rank_of_means(x, 10)) for x in pair] for pair in dufm.activations(params)]
+    layers = dufm.activations(params, case.problem)
+    ranks = [[int(rank_of_means(x, 10)) for x in pair] for pair in layers]
     assert ranks == [[5, 5], [5, 5], [5, 10]]
 
 
@@ -413,6 +646,83 @@ def test_measure_maps():
 
     for left, right in zip(smooth(together), smooth(alone), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-10, atol=1e-10)
+
+
+def test_measure_of_unequal_classes_and_another_loss():
+    problem = Problem(3, (2, 5, 1), (4, 6, 5), dufm.leaky_relu(0.1), losses.cross_entropy)
+    params = dufm.init(problem, jax.random.key(1))
+    decay = Decay.uniform(1e-2, 3)
+    result = jax.jit(
+        lambda params: metrics.measure(params, problem, decay, rank_tolerance=TOLERANCE)
+    )(params)
+    fit, regularisation = dufm.loss_terms(params, problem, decay)
+    np.testing.assert_allclose([result.fit, result.regularisation], [fit, regularisation])
+    pairs = dufm.activations(params, problem)
+    features = [params.features, *(post for _, post in pairs), *(pre for pre, _ in pairs)]
+    for layer, array in zip(result.after + result.before, features, strict=True):
+        moments = streaming.empty(3, len(array))
+        moments = streaming.update(moments, array.T, problem.labels)
+        expected = collapse.measure(moments, rank_tolerance=TOLERANCE)
+        assert layer.dnc1 == pytest.approx(expected.trace_ratio, rel=1e-5)
+        assert layer.rank == expected.rank
+        np.testing.assert_allclose(layer.gram, expected.gram, rtol=1e-4, atol=1e-5)
+        assert layer.simplex_etf_distance == pytest.approx(expected.simplex_etf_distance, rel=1e-4)
+
+
+def test_measure_of_one_layer():
+    problem = Problem(3, 2, (4,))
+    params = dufm.init(problem, jax.random.key(1))
+    result = jax.jit(
+        lambda params: metrics.measure(params, problem, 0.01, rank_tolerance=TOLERANCE)
+    )(params)
+    assert (len(result.before), len(result.after)) == (0, 1)
+    np.testing.assert_allclose(
+        result.after[0].dnc1, metrics.trace_ratio(params.features, 3), rtol=1e-6
+    )
+
+
+def test_measure_of_parameters_of_narrow_types():
+    features, weights = jax.tree.map(lambda leaf: jnp.round(4 * leaf), draw_params())
+    narrow = Params(features.astype("int8"), tuple(weight.astype("bfloat16") for weight in weights))
+    exact = jax.tree.map(lambda leaf: leaf.astype("float64"), narrow)
+    found, expected = (measure(params, DECAY) for params in (narrow, exact))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rank_tolerance": 0.0}, "rank_tolerance must be between 0 and 1, got 0"),
+        ({"rank_tolerance": jnp.asarray(1.0)}, "rank_tolerance must be between 0 and 1, got 1"),
+        ({"rank_tolerance": np.nan}, "rank_tolerance must be between 0 and 1, got nan"),
+        ({"angle_tolerance": -1.0}, "angle_tolerance must be between 0 and 1, got -1"),
+        ({"variant": "nc1"}, "DNC1 variant"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_tolerances_give_one_sentence(changes, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        metrics.measure(draw_params(), PROBLEM, DECAY, **({"rank_tolerance": TOLERANCE} | changes))
+    cases.assert_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: metrics.alignment_angle(np.ones((3, 2)), np.ones((3, 2)), 0.1), "must fit"),
+        (lambda: metrics.alignment_angle(np.eye(3), np.eye(3), 1.0), "below 1, got 1"),
+        (lambda: metrics.pseudo_inverse_ratio(draw(), 5, 1.5), "below 1, got 1.5"),
+        (lambda: metrics.spectral_gap(np.eye(3), -0.5), "below 1, got -0.5"),
+        (lambda: metrics.simplex_etf_distance(np.ones((3, 1))), "two class means"),
+        (lambda: metrics.cdnv(draw(), 1), "two classes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_values_give_one_sentence(call, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        call()
+    cases.assert_one_sentence(str(caught.value))
 
 
 def test_measure_checks_its_arguments():

@@ -144,7 +144,7 @@ def test_runs_of_pytorch_keep_their_momentum_and_see_each_image_once(tmp_path, m
     started = runs.start(recipe, np.arange(1), images.shape[1:], strengths)
     state, one = jax.tree.map(lambda leaf: leaf[0], (started, strengths))
     run = torch_network.start(
-        state.variables.params, recipe, one.weight_decay.item(), one.learning_rate.item()
+        state.params.params, recipe, one.weight_decay.item(), one.learning_rate.item()
     )
     placed = torch_network.place(images, labels, network_benchmark.NUM_CLASSES)
     batches = []
@@ -166,7 +166,7 @@ def test_runs_of_pytorch_keep_their_momentum_and_see_each_image_once(tmp_path, m
     advance = jax.jit(training.step, static_argnums=4)
     for pixels, own in batches:
         state, _ = advance(state, one, pixels[..., None], own, recipe)
-    expected = jax.device_get(state.variables.params)
+    expected = jax.device_get(state.params.params)
     reached = torch_network.parameters(run, expected)
     for ours, theirs in zip(jax.tree.leaves(expected), jax.tree.leaves(reached), strict=True):
         np.testing.assert_allclose(theirs, ours, **cases.SINGLE)

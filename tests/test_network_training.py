@@ -86,7 +86,7 @@ def test_the_loss_is_equation_1_on_the_features_of_all_images(finished):
     measured = network_training.measure(
         recipe, state, config.strengths, pixels, images.labels, config.rank_tolerance
     )
-    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), state.variables)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), state.params)
     _, activations, _ = recipe.classifier.apply(variables, jnp.asarray(pixels), train=False)
     params = recipe.classifier.head_params(variables, activations.after[0])
     problem = Problem(10, 5, config.widths)

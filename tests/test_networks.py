@@ -1,6 +1,9 @@
 """The network against NumPy and the literature, and what its training may and may not do."""
 
+import dataclasses
 import functools
+import importlib.util
+import sys
 
 import cases
 import jax
@@ -9,7 +12,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from dufm_jax import dufm
+from dufm_jax import dufm, losses
+from dufm_jax.descent.state import ALIVE, State
 from dufm_jax.networks import resnet, runs, training
 from dufm_jax.networks.classifier import Classifier, Variables
 from dufm_jax.networks.training import Recipe, Strengths
@@ -167,9 +171,9 @@ def test_head_is_a_dufm():
     held = variables("float64", shape=shape)
     logits, activations, _ = apply(SMALL, held, images[order], False)
     params = SMALL.head_params(held, activations.after[0])
-    np.testing.assert_allclose(dufm.outputs(params).T, logits, **cases.EXACT)
-    decay = Decay(jnp.asarray(2e-4), jnp.full(3, 3e-3))
     problem = Problem(num_classes=3, samples_per_class=2, widths=SMALL.widths)
+    np.testing.assert_allclose(dufm.outputs(params, problem).T, logits, **cases.EXACT)
+    decay = Decay(jnp.asarray(2e-4), jnp.full(3, 3e-3))
     recipe = Recipe(SMALL, num_samples=6, num_epochs=1, batch_size=6)
     ours = training.regularisation(held.params, activations.after[0], STRENGTHS, recipe)
     assert float(dufm.loss_terms(params, problem, decay)[1]) == pytest.approx(float(ours))
@@ -250,7 +254,7 @@ def test_one_step_is_sgd_with_momentum():
     gradient = jax.jit(jax.grad(training.objective, has_aux=True), static_argnums=5)
     step = jax.jit(training.step, static_argnums=4)
     state = training.start(recipe, jax.random.key(0), SHAPE, STRENGTHS)
-    params, stats = state.variables
+    params, stats = state.params
     velocity = jax.tree.map(jnp.zeros_like, params)
     # Warm-up; then a tenth from half and a hundredth from three quarters of the other 8 steps on.
     for share in (0, 0.5, 1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01):
@@ -261,10 +265,10 @@ def test_one_step_is_sgd_with_momentum():
         state, _ = step(state, STRENGTHS, images, labels, recipe)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
-        state.variables,
+        state.params,
         Variables(params, stats),
     )
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert int(state.step) == 10
 
 
@@ -275,7 +279,7 @@ GRID = Strengths(np.array([3e-3, 1e-3, 3e-3]), np.full(3, 2e-4), np.array([0.02,
 def train(
     epochs: range = range(2),
     *,
-    state: training.State | None = None,
+    state: State | None = None,
     chosen: slice | list = slice(None),
     grid: Strengths = GRID,
     way: str = "looped",
@@ -328,7 +332,7 @@ def test_a_run_does_not_depend_on_its_neighbours():
     both, alone = trained(), train(chosen=[1])
     assert_equal(jax.tree.map(lambda leaf: leaf[1:2], both), alone)
     # Equal seeds and strengths give equal runs, others do not.
-    kernels = both[0].variables.params["backbone"]["conv"]["kernel"]
+    kernels = both[0].params.params["backbone"]["conv"]["kernel"]
     np.testing.assert_array_equal(kernels[0], kernels[2])
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-2
 
@@ -355,7 +359,7 @@ def test_a_diverged_run_is_marked_and_leaves_the_others(way):
     state, terms = train(grid=wild, way=way)
     assert state.diverged_at[1] in range(1, 6)
     assert not np.isfinite(terms.fit[1]).any()
-    assert list(state.diverged_at[[0, 2]]) == [training.ALIVE] * 2
+    assert list(state.diverged_at[[0, 2]]) == [ALIVE] * 2
     others = functools.partial(jax.tree.map, lambda leaf: leaf[[0, 2]])
     assert_equal(others((state, terms)), others(train(grid=calm, way=way)))
 
@@ -371,6 +375,46 @@ def test_random_images_are_fitted():
 
 
 # --- Bad input -----------------------------------------------------------------------------------
+
+
+def _unchecked():
+    """`training` as users have it, without the tests' type checks, which come before its own."""
+    spec = importlib.util.spec_from_file_location("unchecked_training", training.__file__)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Where dataclasses look types up.
+    spec.loader.exec_module(module)
+    return module
+
+
+UNCHECKED = _unchecked()
+
+
+def epoch_of(labels: np.ndarray, **strengths: float):
+    """An epoch with these labels and strengths."""
+    changed = {name: np.full(len(SEEDS), value) for name, value in strengths.items()}
+    grid = GRID._replace(**changed)
+    return runs.train_epoch(RECIPE, trained()[0], grid, SEEDS, 0, draw(12)[0], labels)
+
+
+def test_widths_may_be_a_list():
+    assert Classifier(3, [64, 32, 24], blocks=1, convolution="direct") == SMALL
+
+
+def test_any_loss_will_do():
+    """Cross-entropy of the network is that of the DUFM whose features are its own."""
+    recipe = dataclasses.replace(RECIPE, loss=losses.cross_entropy)
+    held, (images, labels) = variables("float64"), draw(12, dtype="float64")
+    order = np.argsort(labels, kind="stable")
+    images, labels = images[order], labels[order]
+    logits, activations, _ = SMALL.apply(held, images, train=False)
+    terms = training.loss_terms(
+        held.params, logits, activations.after[0], labels, STRENGTHS, recipe
+    )
+    problem = Problem(3, 4, SMALL.widths, loss=losses.cross_entropy)
+    params = SMALL.head_params(held, activations.after[0])
+    decay = Decay(STRENGTHS.features_decay, [STRENGTHS.weight_decay] * 3)
+    fit, regularisation = dufm.loss_terms(params, problem, decay)
+    np.testing.assert_allclose(terms, (fit, regularisation), rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +436,25 @@ def test_random_images_are_fitted():
         (
             lambda: runs.train_epoch(RECIPE, trained()[0], GRID, SEEDS, 0, *draw(11)),
             "12 images",
+        ),
+        (lambda: UNCHECKED.Recipe(SMALL, 12, 1.5, batch_size=4), "num_epochs must be an integer"),
+        (lambda: UNCHECKED.Recipe(SMALL, 12, 1, batch_size=4.0), "batch_size must be an integer"),
+        (
+            lambda: epoch_of(np.arange(12) % 3 + 1),
+            "labels must be from 0 to 2 for 3 classes, got 3",
+        ),
+        (
+            lambda: epoch_of(np.arange(12) % 3 - 1),
+            "labels must be from 0 to 2 for 3 classes, got -1",
+        ),
+        (lambda: epoch_of(np.arange(12) * 7), "got 7"),
+        (lambda: UNCHECKED.check_labels(np.arange(12) / 2, 3), "integers from 0 to 2, got float64"),
+        (lambda: epoch_of(np.arange(12) % 3, weight_decay=-0.1), "every weight_decay"),
+        (lambda: epoch_of(np.arange(12) % 3, features_decay=np.nan), "every features_decay"),
+        (lambda: epoch_of(np.arange(12) % 3, learning_rate=0.0), "every learning_rate"),
+        (
+            lambda: runs.start(RECIPE, SEEDS, SHAPE, GRID._replace(weight_decay=-0.1)),
+            "weight_decay",
         ),
     ],
 )

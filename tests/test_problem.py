@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import assert_one_sentence
 
-from dufm_jax import dufm, problem
+from dufm_jax import dufm, losses, problem
 from dufm_jax.problem import Decay, Params, Problem
 
 PROBLEM = Problem(num_classes=3, samples_per_class=2, widths=(4, 5, 6))
@@ -19,10 +19,10 @@ def _unchecked():
     spec = importlib.util.spec_from_file_location("unchecked_problem", problem.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Problem
+    return module.Problem, module.Decay
 
 
-UncheckedProblem = _unchecked()
+UncheckedProblem, UncheckedDecay = _unchecked()
 
 
 def test_sizes():
@@ -30,11 +30,47 @@ def test_sizes():
     assert PROBLEM.num_samples == 6
     assert PROBLEM.features_shape == (4, 6)
     assert PROBLEM.weight_shapes == ((5, 4), (6, 5), (3, 6))
+    assert PROBLEM.nonlinearities == (dufm.relu, dufm.relu)
+
+
+def test_class_counts():
+    counts = Problem(3, (4, 1, 2), (4, 5))
+    assert counts.class_counts == (4, 1, 2)
+    assert counts.num_samples == 7
+    assert counts.features_shape == (4, 7)
+    assert not counts.is_balanced
+    np.testing.assert_array_equal(counts.labels, [0, 0, 0, 0, 1, 2, 2])
+    # Equal counts are one number, so that equal problems are equal.
+    assert Problem(3, (2, 2, 2), (4, 5, 6)) == PROBLEM
+    assert PROBLEM.is_balanced
+    assert PROBLEM.class_counts == (2, 2, 2)
+    np.testing.assert_array_equal(PROBLEM.labels, [0, 0, 1, 1, 2, 2])
+    taken = UncheckedProblem(3, np.array([4, 1, 2]), [4, 5])
+    assert (taken.samples_per_class, taken.widths) == ((4, 1, 2), (4, 5))
+    assert all(type(count) is int for count in taken.samples_per_class)
+    assert hash(taken) == hash(UncheckedProblem(3, [4, 1, 2], (4, 5)))
+
+
+def test_one_layer():
+    problem = Problem(3, 2, (4,))
+    assert problem.depth == 1
+    assert problem.weight_shapes == ((3, 4),)
+    assert problem.nonlinearities == ()
+    assert Problem.with_width(num_classes=3, samples_per_class=2, depth=1, width=4) == problem
 
 
 def test_with_width():
     given = Problem.with_width(num_classes=3, samples_per_class=2, depth=4, width=7)
     assert given == Problem(3, 2, (7, 7, 7, 7))
+    other = Problem.with_width(
+        num_classes=3,
+        samples_per_class=(2, 1, 1),
+        depth=2,
+        width=7,
+        nonlinearity=dufm.identity,
+        loss=losses.cross_entropy,
+    )
+    assert other == Problem(3, (2, 1, 1), (7, 7), dufm.identity, losses.cross_entropy)
 
 
 def test_is_frozen_and_hashable():
@@ -76,8 +112,11 @@ def test_numpy_integers_become_python_integers(integer):
         ((None, 1, (2, 2)), "num_classes"),
         ((2, 0, (2, 2)), "samples_per_class"),
         ((2, 1.5, (2, 2)), "samples_per_class"),
+        ((3, (2, 1), (2, 2)), "samples_per_class must be one number or 3, .*got 2"),
+        ((2, (2, 0), (2, 2)), "samples_per_class"),
+        ((2, (2, 1.5), (2, 2)), "samples_per_class"),
         ((2, 1, ()), "depth"),
-        ((2, 1, (2,)), "depth"),
+        ((2, 1, 4), "depth"),
         ((2, 1, (2, 0)), "width"),
         ((2, 1, (2, -1)), "width"),
         ((2, 1, (2, 2.5)), "width"),
@@ -89,7 +128,7 @@ def test_bad_sizes_raise(sizes, named):
     assert_one_sentence(str(error.value))
 
 
-@pytest.mark.parametrize("depth", [1, 0, -1, 2.0])
+@pytest.mark.parametrize("depth", [0, -1, 2.0, 10**6])
 def test_bad_depths_raise(depth):
     with pytest.raises(ValueError, match="depth") as error:
         UncheckedProblem.with_width(num_classes=2, samples_per_class=1, depth=depth, width=2)
@@ -137,7 +176,6 @@ def test_uniform_decay():
     decay = Decay.uniform(0.1, 3)
     assert decay.features.shape == ()
     np.testing.assert_array_equal(decay.weights, np.full(3, decay.features))
-    PROBLEM.check_decay(decay)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +192,9 @@ def test_uniform_decay_keeps_a_float_type(value, dtype):
     assert decay.features.dtype == decay.weights.dtype == jnp.dtype(dtype)
 
 
-@pytest.mark.parametrize("value", [0, -1e-3, float("nan"), float("inf"), -float("inf")])
-def test_decays_that_are_not_positive_and_finite_raise(value):
-    with pytest.raises(ValueError, match="positive and finite") as error:
+@pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf"), -float("inf")])
+def test_decays_that_are_negative_or_not_finite_raise(value):
+    with pytest.raises(ValueError, match="0, or positive and finite") as error:
         Decay.uniform(value, 3)
     assert_one_sentence(str(error.value))
     good = Decay.uniform(0.1, 3)
@@ -165,7 +203,7 @@ def test_decays_that_are_not_positive_and_finite_raise(value):
         good._replace(weights=good.weights.at[1].set(value)),
     ):
         with pytest.raises(ValueError, match="positive and finite"):
-            PROBLEM.check_decay(bad)
+            Decay.of(bad, 3)
 
 
 @pytest.mark.parametrize(
@@ -174,8 +212,124 @@ def test_decays_that_are_not_positive_and_finite_raise(value):
 def test_decays_of_another_shape_raise(features, weights):
     decay = Decay(features=jnp.ones(features), weights=jnp.ones(weights))
     with pytest.raises(ValueError, match="does not fit") as error:
-        PROBLEM.check_decay(decay)
+        Decay.of(decay, 3)
     assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("decay", "features", "weights"),
+    [
+        (0, 0, [0, 0, 0]),
+        (1, 1, [1, 1, 1]),
+        (3e-3, 3e-3, [3e-3] * 3),
+        (np.float64(3e-3), 3e-3, [3e-3] * 3),
+        (np.array(3e-3), 3e-3, [3e-3] * 3),
+        (jnp.asarray(3e-3), 3e-3, [3e-3] * 3),
+        (Decay(1e-5, [3e-3] * 3), 1e-5, [3e-3] * 3),
+        (Decay(0, (0.1, 0, 1)), 0, [0.1, 0, 1]),
+        (Decay(np.array(0.2), np.array([1, 2, 3])), 0.2, [1, 2, 3]),
+        (Decay(jnp.asarray(0.2), [np.float64(0.1), jnp.asarray(0.2), 0.3]), 0.2, [0.1, 0.2, 0.3]),
+    ],
+    ids=str,
+)
+def test_what_stands_for_a_decay(decay, features, weights):
+    found = Decay.of(decay, 3)
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == float for leaf in found)
+    np.testing.assert_allclose(found.features, features, rtol=1e-15)
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-15)
+    # And converting once more changes nothing.
+    again = Decay.of(found, 3)
+    assert (again.features, list(again.weights)) == (found.features, list(found.weights))
+
+
+@pytest.mark.parametrize(
+    "decay",
+    [
+        "0.1",
+        b"0.1",
+        None,
+        {},
+        {"features": 0.1},
+        1j,
+        [0.1] * 4,
+        (0.1, [0.1] * 3),
+        np.ones(3),
+        [[1], 2],
+    ],
+    ids=str,
+)
+def test_what_is_no_decay_raises(decay):
+    with pytest.raises(ValueError, match="a decay must be a number or a Decay") as error:
+        UncheckedDecay.of(decay, 3)
+    assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(
+    "decay",
+    [
+        UncheckedDecay("0.1", [0.1] * 3),
+        UncheckedDecay(None, [0.1] * 3),
+        UncheckedDecay({}, [0.1] * 3),
+        UncheckedDecay(0.1, None),
+        UncheckedDecay(0.1, ["a", "b", "c"]),
+        UncheckedDecay(0.1, [0.1, None, 0.1]),
+        UncheckedDecay(0.1, [0.1, [0.1], 0.1]),
+    ],
+    ids=str,
+)
+def test_strengths_that_are_no_numbers_raise(decay):
+    with pytest.raises(
+        ValueError, match="a regularisation strength must be a number, got"
+    ) as error:
+        UncheckedDecay.of(decay, 3)
+    assert_one_sentence(str(error.value))
+
+
+def test_five_decays_for_four_layers_raise():
+    with pytest.raises(ValueError, match=r"4 strengths .*got shapes \(\) and \(5,\)") as error:
+        Decay.of(Decay(1e-5, [3e-3] * 5), 4)
+    assert_one_sentence(str(error.value))
+
+
+def test_limits_of_a_strength():
+    for dtype in (jnp.float32, jnp.float64):
+        least, most = problem.strength_limits(dtype)
+        assert jnp.finfo(dtype).tiny <= least**2 * (1 + 1e-6)
+        for value in (least, most):
+            Decay.of(jnp.asarray(value, dtype), 2)
+        for value in (least / 2, most * 2):
+            with pytest.raises(ValueError, match=r"from .* to") as error:
+                Decay.of(jnp.asarray(value, dtype), 2)
+            assert_one_sentence(str(error.value))
+
+
+def test_problems_with_other_functions_are_other_problems():
+    others = [
+        Problem(3, 2, (4, 5, 6), dufm.identity),
+        Problem(3, 2, (4, 5, 6), loss=losses.cross_entropy),
+        Problem(3, (2, 2, 1), (4, 5, 6)),
+    ]
+    assert len({PROBLEM, *others}) == 4
+
+
+@pytest.mark.parametrize("loss", ["squared", None, 3])
+def test_a_loss_that_is_no_function_raises(loss):
+    with pytest.raises(ValueError, match="the loss must be a function of arrays") as error:
+        UncheckedProblem(3, 2, (4, 5), loss=loss)
+    assert_one_sentence(str(error.value))
+
+
+def test_a_function_that_cannot_be_hashed_raises():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, *arrays):
+            return arrays[0]
+
+    for changes in ({"loss": Unhashable()}, {"nonlinearity": Unhashable()}):
+        with pytest.raises(ValueError, match=r"must be hashable, .*got Unhashable") as error:
+            UncheckedProblem(3, 2, (4, 5), **changes)
+        assert_one_sentence(str(error.value))
 
 
 def test_decay_vmaps(key):
@@ -193,4 +347,6 @@ def test_values_under_a_trace_are_not_checked():
     # They are unknown; shapes still are.
     assert jax.jit(lambda value: Decay.uniform(value, 3).features)(-1.0) == -1.0
     with pytest.raises(ValueError, match="does not fit"):
-        jax.jit(PROBLEM.check_decay)(Decay.uniform(0.1, 2))
+        jax.jit(lambda decay: Decay.of(decay, 3))(Decay.uniform(0.1, 2))
+    traced = jax.jit(lambda decay: Decay.of(decay, 3))(Decay(0.1, [0.1, -0.2, 0.3]))
+    np.testing.assert_allclose(traced.weights, [0.1, -0.2, 0.3], rtol=1e-15)

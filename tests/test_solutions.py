@@ -1,5 +1,7 @@
 """The built solutions: their structure by definition, their optimality, and what they raise."""
 
+import dataclasses
+import importlib.util
 import math
 
 import chex
@@ -11,6 +13,8 @@ from cases import (
     CASES,
     EXACT,
     EXACT_CASES,
+    OPEN_CASES,
+    OPEN_WITH_CONSTRUCTION,
     WITH_CONSTRUCTION,
     assert_one_sentence,
     build_dnc,
@@ -19,16 +23,18 @@ from cases import (
     class_means,
     closed_form,
     evaluated,
+    first_samples,
     is_zero,
     named,
     norm,
 )
 
-from dufm_jax import dufm, graphs, linalg, theory
+from dufm_jax import dufm, graphs, linalg, losses, theory
 from dufm_jax.problem import Decay, Problem
-from dufm_jax.solutions import dnc, srg
+from dufm_jax.solutions import completion, dnc, srg
 
-ALL = [*[(case, "dnc") for case in CASES], *WITH_CONSTRUCTION]
+PAPER = [*[(case, "dnc") for case in CASES], *WITH_CONSTRUCTION]
+ALL = [*PAPER, *[(case, "dnc") for case in OPEN_CASES], *OPEN_WITH_CONSTRUCTION]
 POSITIVE = [pair for pair in ALL if not is_zero(*pair)]
 RANK_TOLERANCE = 1e-9  # Rounding is 1e-15, and the matrices' condition numbers at most 1e3.
 KINK = 1e-9  # Pre-activations below this, in units of the largest, are zeros but for rounding.
@@ -62,9 +68,8 @@ def test_zero_solution_is_exactly_zero(case, construction):
 @over_positive
 def test_samples_of_a_class_are_equal(case, construction):
     features = np.asarray(built(case, construction).features)
-    repeated = np.repeat(
-        features[:, :: case.problem.samples_per_class], case.problem.samples_per_class, axis=1
-    )
+    means = features[:, first_samples(case.problem)]
+    repeated = np.repeat(means, case.problem.class_counts, axis=1)
     np.testing.assert_array_equal(features, repeated)
 
 
@@ -75,14 +80,17 @@ def test_weights_are_optimal_given_their_neighbours(case, construction):
         # The parameters of the larger problem, of which only that solution is optimal.
         return _check_truncated(case)
     means = class_means(params, problem)
-    # W_1 and H_1: the balanced factorisation of their product (Lemma 18).
-    pre = means[0][0]
-    cost = (
-        decay.weights[0] * np.sum(np.square(params.weights[0]))
-        + decay.features * np.sum(np.square(params.features))
-    ) / 2
-    strength = np.sqrt(problem.samples_per_class * decay.features * decay.weights[0])
-    np.testing.assert_allclose(cost, strength * np.linalg.norm(pre, "nuc"), **EXACT)
+    counts = np.array(problem.class_counts, float)
+    if problem.depth > 1:
+        # W_1 and H_1: the balanced factorisation of their product (Lemma 18).
+        pre = means[0][0]
+        cost = (
+            decay.weights[0] * np.sum(np.square(params.weights[0]))
+            + decay.features * np.sum(np.square(params.features))
+        ) / 2
+        strength = np.sqrt(decay.features * decay.weights[0])
+        nuclear = np.linalg.norm(pre * np.sqrt(counts)[None, :], "nuc")
+        np.testing.assert_allclose(cost, strength * nuclear, **EXACT)
     # W_l: the least matrix that maps M_l to the next pre-activation.
     for weight, (_, before), (after, _) in zip(
         params.weights[1:-1], means, means[1:], strict=False
@@ -90,9 +98,9 @@ def test_weights_are_optimal_given_their_neighbours(case, construction):
         least = after @ np.linalg.pinv(before, rcond=RANK_TOLERANCE)
         np.testing.assert_allclose(weight, least, rtol=1e-9, atol=1e-10 * np.max(np.abs(least)))
     # W_L: the ridge regression on the labels (Lemma 17).
-    last, classes = means[-1][1], problem.num_classes
-    ridge = classes * float(decay.weights[-1]) * np.eye(last.shape[0])
-    best = np.linalg.solve(last @ last.T + ridge, last).T
+    last = means[-1][1] if means else np.asarray(params.features)[:, first_samples(problem)]
+    ridge = problem.num_samples * float(decay.weights[-1]) * np.eye(last.shape[0])
+    best = np.linalg.solve(last * counts[None, :] @ last.T + ridge, last * counts[None, :]).T
     np.testing.assert_allclose(
         params.weights[-1], best, rtol=1e-8, atol=1e-10 * np.max(np.abs(best))
     )
@@ -101,15 +109,17 @@ def test_weights_are_optimal_given_their_neighbours(case, construction):
 def _check_truncated(case):
     problem = case.problem
     kept, whole = problem.num_classes, math.comb(graphs.order_above(problem.num_classes), 2)
-    larger = Problem(whole, problem.samples_per_class, tuple(max(w, whole) for w in problem.widths))
+    larger = dataclasses.replace(
+        problem, num_classes=whole, widths=tuple(max(width, whole) for width in problem.widths)
+    )
     complete = build_srg(larger, case.decay, "exact")
     truncated = built(case, "truncated")
     # Every class of the larger solution fits equally well, so that the choice is immaterial.
-    misfits = np.sum(np.square(dufm.outputs(complete) - dufm.labels(larger)), axis=0)
+    misfits = np.sum(np.square(dufm.outputs(complete, larger) - dufm.targets(larger)), axis=0)
     np.testing.assert_allclose(misfits, np.full_like(misfits, misfits[0]), **EXACT)
     # Nothing else of it is changed.
-    outputs = dufm.outputs(complete)[:kept, : kept * problem.samples_per_class]
-    np.testing.assert_allclose(dufm.outputs(truncated), outputs, rtol=1e-9, atol=1e-12)
+    outputs = dufm.outputs(complete, larger)[:kept, : problem.num_samples]
+    np.testing.assert_allclose(dufm.outputs(truncated, problem), outputs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not is_zero(case, "dnc")], ids=str)
@@ -120,6 +130,37 @@ def test_dnc_means_are_orthogonal_and_non_negative(case):
         np.testing.assert_allclose(pre / scale, post / scale, atol=1e-13)
         gram = post.T @ post / scale**2
         np.testing.assert_allclose(gram, gram[0, 0] * np.eye(len(gram)), atol=1e-13)
+
+
+@pytest.mark.parametrize("case", [case for case in OPEN_CASES if not is_zero(case, "dnc")], ids=str)
+def test_open_dnc_means_are_orthogonal_and_non_negative(case):
+    # One unit a class, whose scale is the same for classes of one size.
+    counts = case.problem.class_counts
+    for pre, post in class_means(built(case, "dnc"), case.problem):
+        scales = np.diag(pre)
+        np.testing.assert_array_equal(pre[: len(scales)], np.diag(scales))
+        assert np.all(scales >= 0)
+        assert np.all(np.diag(post)[scales > 0] > 0)
+        for count in set(counts):
+            alike = scales[np.equal(counts, count)]
+            np.testing.assert_allclose(alike, np.full_like(alike, alike[0]), **EXACT)
+
+
+def test_rare_classes_are_given_up_first():
+    # The scale of each class is chosen for itself: minority collapse, class by class.
+    case = named("K3-L4-counts-some-zero")
+    params = built(case, "dnc")
+    outputs = np.diag(dufm.outputs(params, case.problem)[:, first_samples(case.problem)])
+    assert 1 > outputs[0] > outputs[1] == outputs[2] == 0
+
+
+def test_twice_the_samples_are_half_the_decay_of_the_features():
+    # Also for classes of different sizes: the shares n_k / N and n_k lambda_{H_1} are what counts.
+    decay = named("K3-L3").decay
+    single = build_dnc(Problem(3, (2, 2, 3), (3, 3, 3)), decay)
+    halved = decay._replace(features=decay.features / 2)
+    doubled = build_dnc(Problem(3, (4, 4, 6), (3, 3, 3)), halved)
+    chex.assert_trees_all_close(doubled.weights, single.weights, **EXACT)
 
 
 @over_exact
@@ -139,7 +180,9 @@ def test_srg_means_are_the_graphs(case):
         np.testing.assert_array_equal(matrix[len(shape) :], 0)
 
 
-@over_positive
+@pytest.mark.parametrize(
+    ("case", "construction"), [pair for pair in PAPER if not is_zero(*pair)], ids=str
+)
 def test_ranks(case, construction):
     problem, params = case.problem, built(case, construction)
     classes = problem.num_classes
@@ -183,7 +226,7 @@ def test_block_is_block_diagonal():
 # --- Stationarity ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *OPEN_CASES], ids=str)
 def test_dnc_is_stationary(case):
     # At its kinks, the zeros of the class means, the gradient vanishes whatever the ReLU's
     # derivative there: what is backpropagated to a class mean is a multiple of it.
@@ -204,11 +247,11 @@ def _least_gradients(params, problem, decay):
       The norms, relative to the regularisation's part, and c_L, ..., c_2.
     """
     inputs = [np.asarray(params.features)]
-    inputs += [np.asarray(post) for _, post in dufm.activations(params)]
-    pres = [np.asarray(pre) for pre, _ in dufm.activations(params)]
+    inputs += [np.asarray(post) for _, post in dufm.activations(params, problem)]
+    pres = [np.asarray(pre) for pre, _ in dufm.activations(params, problem)]
     weights = [np.asarray(weight) for weight in params.weights]
     strengths = np.asarray(decay.weights)
-    backward = (weights[-1] @ inputs[-1] - dufm.labels(problem)) / problem.num_samples
+    backward = (weights[-1] @ inputs[-1] - dufm.targets(problem)) / problem.num_samples
     norms, derivatives = [], []
     for layer in reversed(range(problem.depth)):
         if layer < problem.depth - 1:
@@ -277,12 +320,11 @@ def test_the_srg_solution_of_six_classes_is_no_local_minimum():
     case = named("r4-L3")
     params = built(case, "exact")
 
-    def objective(params):  # With derivative 0 at the kinks, also at those moved by rounding.
-        return dufm.objective(
-            params, case.problem, case.decay, lambda pre: jnp.where(pre > KINK, pre, 0)
-        )
-
-    gradient = jax.jit(jax.grad(objective))(params)
+    # With derivative 0 at the kinks, also at those moved by rounding.
+    sharp = dataclasses.replace(
+        case.problem, nonlinearity=lambda pre: jnp.where(pre > KINK, pre, 0)
+    )
+    gradient = jax.jit(jax.grad(dufm.objective), static_argnums=1)(params, sharp, case.decay)
     losses = [
         dufm.objective(
             jax.tree.map(lambda leaf, slope, step=step: leaf - step * slope, params, gradient),
@@ -411,7 +453,141 @@ def test_what_does_not_fit_raises(functions, sizes, arguments, message):
 @pytest.mark.parametrize("function", [*DNC, *SRG])
 def test_a_decay_that_does_not_fit_raises(function):
     problem = Problem.with_width(num_classes=6, samples_per_class=1, depth=3, width=6)
-    with pytest.raises(ValueError, match=r"\(3,\) are needed"):
+    with pytest.raises(ValueError, match="3 strengths of weights are needed"):
         function(problem, Decay.uniform(1e-3, 4))
-    with pytest.raises(ValueError, match="positive and finite"):
+    with pytest.raises(ValueError, match="0, or positive and finite"):
         function(problem, Decay(features=jnp.asarray(-1.0), weights=jnp.ones(3)))
+    for zero in (0, Decay(0.0, [0.1, 0.1, 0.1]), Decay(0.1, [0.1, 0, 0.1])):
+        with pytest.raises(ValueError, match="no minimum is attained") as error:
+            function(problem, zero)
+        assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("functions", "changes", "message"),
+    [
+        (DNC, {"loss": losses.cross_entropy}, "of the DNC .*squared_error, got cross_entropy"),
+        (SRG, {"loss": losses.focal(2.0)}, r"of the SRG .*squared_error, got Focal\(gamma=2.0\)"),
+        (DNC, {"nonlinearity": dufm.gelu}, "gelu is not positively homogeneous .* their shape"),
+        (SRG, {"nonlinearity": (dufm.relu, dufm.smoothed_relu(1e-9))}, "SmoothedReLU.* is not"),
+        (SRG, {"nonlinearity": dufm.with_bias()}, "WithBias.* is not positively homogeneous"),
+        (DNC, {"nonlinearity": lambda x: -jax.nn.relu(-x)}, "slope a > 0 above 0, got a = 0 "),
+        (SRG, {"samples_per_class": (2, 1, 1, 1, 1, 1)}, "equally many samples .*alike"),
+    ],
+)
+def test_a_problem_without_a_closed_form_raises(functions, changes, message):
+    problem = dataclasses.replace(named("r4-L3").problem, **changes)
+    for function in functions:
+        with pytest.raises(ValueError, match=message) as error:
+            function(problem, 1e-3)
+        assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize("function", [*DNC, *SRG])
+def test_every_form_of_a_decay_is_taken(function):
+    problem = named("r4-L3").problem
+    expected = function(problem, Decay.uniform(1e-3, 3))
+    for decay in (1e-3, np.float64(1e-3), jnp.asarray(1e-3), Decay(1e-3, [1e-3] * 3)):
+        chex.assert_trees_all_equal(function(problem, decay), expected)
+    chex.assert_trees_all_equal(
+        function(problem, Decay(np.array(1e-3), np.full(3, 1e-3))), expected
+    )
+
+
+@pytest.mark.parametrize("decay", [Decay(0.0, [0.1] * 3), Decay(0.1, [0.1, -0.1, 0.1])], ids=str)
+@pytest.mark.parametrize("function", [*DNC, *SRG])
+def test_a_traced_decay_that_is_not_positive_gives_nan(function, decay):
+    strengths = jnp.array([decay.features, *decay.weights])
+    problem = named("K8-L3").problem
+    mapped = jax.jit(jax.vmap(lambda decay: function(problem, Decay(decay[0], decay[1:]))))
+    for leaf in jax.tree.leaves(mapped(jnp.stack([strengths, jnp.full(4, 1e-3)]))):
+        assert np.any(np.isnan(leaf[0]))
+        assert not np.any(np.isnan(leaf[1]))
+
+
+# --- Derivatives by the decay ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "construction"),
+    [
+        *[(case, name) for case, name in ALL if case.name.endswith("zero-wins")],
+        (named("K3-L4-counts-some-zero"), "dnc"),
+        (named("K11-L4-srg-block-alone"), "block"),
+        (named("r4-L3-linear"), "exact"),
+    ],
+    ids=str,
+)
+def test_gradients_by_the_decay_are_finite(case, construction):
+    # Also where zero wins, of which every small change of the decay leaves the parameters at zero,
+    # and where a dimension of the last image is missing.
+    def loss(decay):
+        if construction == "dnc":
+            params = dnc.build(case.problem, decay)
+        else:
+            params = srg.build(case.problem, decay, construction)
+        return dufm.objective(params, case.problem, decay)
+
+    def closed(decay):
+        if construction == "dnc":
+            return theory.dnc_loss(case.problem, decay)
+        return theory.srg_loss(case.problem, decay, construction)
+
+    by_matrices, by_formula = jax.jit(
+        lambda decay: (jax.grad(loss)(decay), jax.grad(closed)(decay))
+    )(case.decay)
+    chex.assert_trees_all_close(by_matrices, by_formula, rtol=1e-8, atol=1e-12)
+    if is_zero(case, construction):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(by_matrices))
+
+
+# --- Completion --------------------------------------------------------------------------------
+
+
+def _unchecked_completion():
+    """`completion` as users have it, without the tests' type checks, which come before its own."""
+    spec = importlib.util.spec_from_file_location("unchecked_completion", completion.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.complete
+
+
+RELU = (1.0, 0.0)
+FRAME, HALF = np.eye(3), np.eye(3)[:2]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "slopes", "num_classes", "message"),
+    [
+        ([FRAME], (RELU, RELU), 3, r"2 matrices of class means are needed, .*depth of 3"),
+        ([], (), 3, "1 matrices of class means"),
+        ([FRAME, np.ones(3)], (RELU, RELU), 3, r"2 matrices .*got shapes \[\(3, 3\), \(3,\)\]"),
+        ([FRAME, np.eye(4)], (RELU, RELU), 4, "the same columns"),
+        ([FRAME, FRAME], (RELU, RELU), 2, "num_classes must be at least the 3 columns .*got 2"),
+        ([HALF, FRAME], (RELU, RELU), 3, "layer 3 must be combinations"),
+        ([FRAME, FRAME, -FRAME, FRAME], (RELU,) * 4, 3, "layer 5 must be combinations"),
+        ([FRAME, -FRAME], (RELU, RELU), 3, "last layer must not all be zero"),
+    ],
+)
+def test_shapes_that_do_not_fit_raise(shapes, slopes, num_classes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        _unchecked_completion()(shapes, slopes, 1e-3, num_classes, 1)
+    assert_one_sentence(str(error.value))
+
+
+def test_completion_of_a_users_shapes():
+    # A rank below the number of classes throughout: what is not fitted is there in the loss.
+    problem = Problem(3, 2, (2, 2, 2), dufm.identity)
+    decay = Decay.of(1e-4, 3)
+    shape = np.array([[1.0, -0.5, -0.5], [0.0, 1.0, -1.0]])
+
+    @jax.jit
+    def complete_and_differentiate(decay):
+        block = completion.complete([shape, shape], ((1.0, 1.0),) * 2, decay, 3, 2)
+        params = completion.embed([block], problem)
+        return params, jax.grad(dufm.objective)(params, problem, decay)
+
+    params, gradient = complete_and_differentiate(decay)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(params))
+    for leaf, slope in zip(jax.tree.leaves(params), jax.tree.leaves(gradient), strict=True):
+        assert abs(np.sum(leaf * slope)) < 1e-10 * 1e-4 * np.sum(np.square(leaf))

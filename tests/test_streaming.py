@@ -127,6 +127,15 @@ def test_classes_without_samples_can_be_dropped():
     assert_close(moments, two_passes(features, labels // 2, 2))
 
 
+def test_lists_are_arrays():
+    features, labels = draw([3, 4])
+    moments = streaming.update(streaming.empty(2, 5), features.tolist(), labels.tolist())
+    assert_close(moments, gather(features, labels, 2), rtol=0, atol=0)
+    whole = streaming.update(streaming.empty(2, 2), [[1, 2], [3, 4], [5, 6]], [0, 1, 1])
+    np.testing.assert_array_equal(whole.means, [[1, 2], [4, 5]])
+    assert_close(streaming.update(moments, np.zeros((0, 5)), []), moments, rtol=0, atol=0)
+
+
 # --- Precision ---------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """A grid as one program equals its runs one by one, however it is cut into chunks and devices."""
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from dufm_jax import dufm, metrics, sweep, training
+from dufm_jax import dufm, metrics, sweep, theory
+from dufm_jax.descent import step as steps
 from dufm_jax.problem import Decay, Params, Problem
 
 PROBLEM = Problem(num_classes=3, samples_per_class=2, widths=(5, 4, 6))
@@ -21,7 +23,9 @@ GRID = sweep.Grid.product((0, 3), (1e-3, 3e-2), (0.3, 0.2))
 SINGLE_RUN = {"rtol": 1e-4, "atol": 1e-5}  # Twenty steps in float32 of differently ordered sums.
 
 
-def init(problem: Problem, key: jax.Array, dtype: str = "float64") -> Params:
+def init(
+    problem: Problem, key: jax.Array, decay: Decay | None = None, dtype: str = "float64"
+) -> Params:
     """In place of `dufm.init`, whose generator takes seconds to compile."""
     shapes = problem.features_shape, *problem.weight_shapes
     seed = jax.random.key_data(key)[-1]
@@ -42,7 +46,7 @@ class Item(NamedTuple):
 
     step: np.ndarray
     curves: sweep.Curves
-    state: training.State
+    state: sweep.State
 
 
 def run(grid: sweep.Grid = GRID, **options) -> list[Item]:
@@ -58,7 +62,7 @@ def baseline() -> list[Item]:
 
 
 def select(grid: sweep.Grid, index: slice) -> sweep.Grid:
-    return sweep.Grid(*(column[index] for column in grid))
+    return grid.take(index)
 
 
 def curves(items: list[Item]) -> sweep.Curves:
@@ -105,13 +109,63 @@ def test_an_empty_product_raises(empty):
     cases.assert_one_sentence(str(caught.value))
 
 
-@pytest.mark.parametrize("value", [0.0, -0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0.0, -0.1, float("nan"), float("inf"), "much", None])
 @pytest.mark.parametrize("name", ["weight decay", "learning rate"])
 def test_bad_values_of_a_product_raise(name, value):
+    if name == "weight decay" and value == 0:
+        return  # No regularisation is a choice.
     decays, rates = ((0.1, value), (0.1,)) if name == "weight decay" else ((0.1,), (0.1, value))
-    with pytest.raises(ValueError, match=f"every {name} must be positive") as caught:
+    with pytest.raises(ValueError, match=f"every {name} must be") as caught:
         sweep.Grid.product((0,), decays, rates)
     cases.assert_one_sentence(str(caught.value))
+    if name == "weight decay":
+        for decay in (Decay(value, (0.1,)), Decay(0.1, (0.1, value))):
+            with pytest.raises(ValueError, match=f"every {name} must be"):
+                sweep.Grid.product((0,), (decay,), (0.1,))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "named"),
+    [
+        ((0.5, 1.9), "integers"),
+        ((1.0,), "integers"),
+        ((3, 4, 3), "no seed may be given twice"),
+        ((-1,), "at least 0"),
+        ((2**31,), r"below 2\*\*31"),
+    ],
+)
+def test_bad_seeds_raise(seeds, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        sweep.Grid.product(seeds, (0.1,), (0.1,))
+    cases.assert_one_sentence(str(caught.value))
+
+
+def test_a_strength_given_twice_raises():
+    for decays in ((0.1, 0.1), (Decay(0.1, [0.2]), Decay(np.float64(0.1), np.array([0.2])))):
+        with pytest.raises(ValueError, match="no weight decay may be given twice"):
+            sweep.Grid.product((0,), decays, (0.1,))
+
+
+def test_every_run_has_a_decay_of_its_own():
+    own = Decay(1e-5, [3e-3, 2e-3, 1e-3])
+    grid = sweep.Grid.product((0, 1), (0.1, own), (1.0,))
+    decay = grid.decay(3)
+    assert decay.features.tolist() == [0.1, 0.1, 1e-5, 1e-5]
+    assert decay.weights.tolist() == [[0.1] * 3] * 2 + [[3e-3, 2e-3, 1e-3]] * 2
+    np.testing.assert_array_equal(grid.weight_decay, [0.1, 0.1, np.nan, np.nan])
+    assert grid.features_decay.tolist() == decay.features.tolist()
+    last = grid.take(np.array([3]))
+    assert last.num_runs == 1
+    assert last.decay(3).features.tolist() == [1e-5]
+    with pytest.raises(ValueError, match="4 strengths of weights are needed, got 3") as caught:
+        grid.decay(4)
+    cases.assert_one_sentence(str(caught.value))
+    with pytest.raises(ValueError, match="one run"):
+        sweep.Grid.product((0,), (Decay([0.1, 0.2], [[0.1], [0.1]]),), (1.0,))
+    with pytest.raises(ValueError, match="decays must be a sequence"):
+        sweep.Grid.product((0,), own, (1.0,))
+    with pytest.raises(ValueError, match="seeds must be a sequence"):
+        sweep.Grid.product(3, (0.1,), (1.0,))
 
 
 @pytest.mark.parametrize(
@@ -142,8 +196,8 @@ def run_alone(seed: int, decay: float, rate: float, dtype: str):
     def measure(params: Params, decay: Decay) -> sweep.Curves:
         return sweep.measure_curves(params, PROBLEM, decay)
 
-    state, points = training.descend(
-        training.start(params, rate),
+    state, points = steps.descend(
+        steps.start(params, rate),
         decay,
         rate,
         problem=PROBLEM,
@@ -160,7 +214,8 @@ def run_alone(seed: int, decay: float, rate: float, dtype: str):
 )
 def test_sweep_equals_looped_runs(dtype, tolerance):
     items = baseline() if dtype == "float64" else run(init=single)
-    looped = [run_alone(*row, dtype=dtype) for row in zip(*GRID, strict=True)]
+    rows = zip(GRID.seed, GRID.weight_decay, GRID.learning_rate, strict=True)
+    looped = [run_alone(*row, dtype=dtype) for row in rows]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *looped)
     assert_close(outcome(items), jax.tree.leaves(stacked), **tolerance)
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(items[-1].state.params)}
@@ -188,8 +243,8 @@ def test_optimizer_is_passed_on():
     optimizer = functools.partial(optax.sgd, momentum=0.9)
     items = run(select(GRID, slice(0, 1)), optimizer=optimizer)
     params = init(PROBLEM, jax.random.key(int(GRID.seed[0])))
-    state, _ = training.descend(
-        training.start(params, GRID.learning_rate[0], optimizer),
+    state, _ = steps.descend(
+        steps.start(params, GRID.learning_rate[0], optimizer),
         Decay.uniform(GRID.weight_decay[0], PROBLEM.depth),
         GRID.learning_rate[0],
         problem=PROBLEM,
@@ -246,6 +301,69 @@ def test_later_chunks_are_not_traced_again():
     assert len(traces) == after_the_first_chunk
 
 
+def test_a_second_sweep_of_the_same_shapes_compiles_nothing():
+    compiled = []
+
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    options = {"num_steps": 40, "record_every": 5, "init": init}
+    for _ in sweep.run(PROBLEM, GRID, **options):
+        pass
+    others = sweep.Grid.product((7, 8), (2e-3, Decay(0.1, [0.2, 0.3, 0.4])), (0.1, 0.15))
+    same = Problem(3, (2, 2, 2), (5, 4, 6))
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        for _ in sweep.run(same, others, **options):
+            pass
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert compiled == []
+
+
+def test_a_start_may_depend_on_its_decay_and_must_fit_the_problem():
+    def scaled(problem: Problem, key: jax.Array, decay: Decay) -> Params:
+        return jax.tree.map(lambda leaf: decay.features * leaf, init(problem, key))
+
+    first = run(init=scaled, num_steps=0)[0].state.params
+    plain = run(num_steps=0)[0].state.params
+    factor = GRID.features_decay[:, None, None]
+    assert_close(jax.tree.leaves(first), [factor * leaf for leaf in jax.tree.leaves(plain)])
+    for bad, words in (
+        (lambda problem, key: init(problem, key), r"init\(problem, key, decay\)"),
+        (lambda problem, key, decay: init(Problem(3, 1, (5, 4, 6)), key), "do not fit"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            run(init=bad)
+        cases.assert_one_sentence(str(caught.value))
+
+
+def test_decay_zero_and_depth_one():
+    problem = Problem(3, 4, (5,))
+    grid = sweep.Grid.product((0, 1), (0.0, 0.01), (0.5,))
+    options = {"num_steps": 3000, "record_every": 100, "stop_when_converged": True}
+    *_, end = sweep.run(problem, grid, **options)
+    loss = (end.curves.fit + end.curves.regularisation)[:, -1]
+    assert (loss[:2] < 1e-6).all()  # Without regularisation the fit is exact.
+    np.testing.assert_allclose(loss[2:], theory.dnc_loss(problem, 0.01), rtol=1e-5)
+    assert (end.reduced_at[:2] == sweep.NEVER).all()
+
+
+def test_anything_is_recorded_beside_the_curves():
+    def measure(params: Params, decay: Decay) -> dict:
+        return {"norm": jnp.sum(params.features**2), "decay": decay.weights, "one": 1.0}
+
+    items = run(measure=measure)
+    found = curves(items).measured
+    assert found["norm"].shape == (GRID.num_runs, 5)
+    np.testing.assert_allclose(
+        found["norm"][:, -1], np.sum(items[-1].state.params.features ** 2, axis=(1, 2))
+    )
+    np.testing.assert_array_equal(found["decay"][:, 0], GRID.decay(3).weights)
+    assert_equal(outcome(items)[: len(outcome(baseline()))], outcome(baseline()))
+
+
 # --- What is recorded --------------------------------------------------------------------------
 
 
@@ -278,18 +396,23 @@ def first_divergence(seed: int, decay: float, rate: float) -> int:
         if not np.isfinite(value):
             return step
         arrays = jax.tree.map(lambda p, g: p - rate * g, arrays, gradient)
-    return training.ALIVE
+    return sweep.ALIVE
 
 
 def test_a_diverging_run_is_marked_and_leaves_the_others_alone():
     # At this rate the first step makes each array about 1e30 and the loss finite, the second not.
     bad = 1e30
-    calm, wild = select(GRID, slice(0, 2)), sweep.Grid.product((7,), (1e-3,), (bad,))
-    mixed = sweep.Grid(*(np.insert(a, 1, b[0]) for a, b in zip(calm, wild, strict=True)))
+    calm = select(GRID, slice(0, 2))
+    mixed = dataclasses.replace(
+        calm,
+        seed=np.insert(calm.seed, 1, 7),
+        learning_rate=np.insert(calm.learning_rate, 1, bad),
+        setting=np.insert(calm.setting, 1, 0),
+    )
     items = run(mixed)
     expected = first_divergence(7, 1e-3, bad)
     assert expected == 2
-    assert items[-1].state.diverged_at.tolist() == [training.ALIVE, expected, training.ALIVE]
+    assert items[-1].state.diverged_at.tolist() == [sweep.ALIVE, expected, sweep.ALIVE]
     assert not np.isfinite(curves(items).fit[1, -1])
     others = [leaf[[0, 2]] for leaf in outcome(items)]
     assert_close(others, [leaf[:2] for leaf in outcome(baseline())], rtol=1e-11, atol=1e-13)

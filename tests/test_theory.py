@@ -1,12 +1,15 @@
 """The closed forms: against built solutions, against numerical optimisation, and Theorem 5."""
 
+import dataclasses
 import itertools
 import math
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 from cases import (
     CASES,
     EXACT,
@@ -25,8 +28,8 @@ from cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dufm_jax import dufm, graphs, scalar, theory
-from dufm_jax.problem import Decay, Problem
+from dufm_jax import dufm, graphs, losses, scalar, theory
+from dufm_jax.problem import Decay, Params, Problem
 
 ORDERS = range(4, 9)
 over_exact = pytest.mark.parametrize(
@@ -67,6 +70,96 @@ def test_losses_of_the_papers_example():
     case = named("r5-L4-of-the-paper")
     np.testing.assert_allclose(closed_form(case, "dnc"), 0.2146233240, atol=5e-11)
     np.testing.assert_allclose(closed_form(case, "exact"), 0.1748260227, atol=5e-11)
+
+
+@pytest.mark.parametrize("counts", [(6, 3, 1), 2], ids=str)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_minimisation_of_a_linear_model_finds_the_dnc_loss(depth, counts):
+    # There DNC is the global optimum, for classes of different sizes too (Dang et al., 2023).
+    problem = Problem(3, counts, (3,) * depth, dufm.identity)
+    decay = Decay.of(Decay(0.02, np.linspace(0.01, 0.03, depth)), depth)
+    rng = np.random.default_rng(0)
+    shapes = [problem.features_shape, *problem.weight_shapes]
+    start, unravel = jax.flatten_util.ravel_pytree(
+        [jnp.asarray(rng.normal(size=s)) for s in shapes]
+    )
+
+    @jax.jit
+    def value_and_gradient(flat):
+        def objective(flat):
+            features, *weights = unravel(flat)
+            return dufm.objective(Params(features, tuple(weights)), problem, decay)
+
+        return jax.value_and_grad(objective)(flat)
+
+    found = scipy.optimize.minimize(
+        value_and_gradient, start, jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-9}
+    )
+    np.testing.assert_allclose(theory.dnc_loss(problem, decay), found.fun, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "name", ["r5-L4-of-the-paper", "K9-L5", "K4-L3-counts", "K3-L1-counts", "K7-L4-mixed"]
+)
+def test_losses_depend_on_the_product_of_the_decays_alone(name):
+    case = named(name)
+    problem, product = case.problem, theory.decay_product(case.problem, case.decay)
+    # Decays over six orders of magnitude, the last of which makes the product the same.
+    rng = np.random.default_rng(0)
+    logs = rng.uniform(-5, 1, size=(4, problem.depth + 1))
+    logs[:, -1] += np.log10(product) - np.log10(_mean_count(problem)) - np.sum(logs, axis=1)
+    moved = Decay(jnp.asarray(10 ** logs[:, 0]), jnp.asarray(10 ** logs[:, 1:]))
+    products = jax.vmap(lambda decay: theory.decay_product(problem, decay))(moved)
+    np.testing.assert_allclose(products, np.full(4, product), rtol=1e-12)
+    losses = jax.vmap(lambda decay: theory.dnc_loss(problem, decay))(moved)
+    np.testing.assert_allclose(losses, np.full(4, closed_form(case, "dnc")), **EXACT)
+    if case.constructions:
+        losses = jax.vmap(lambda decay: theory.srg_losses(problem, decay))(moved)
+        for construction, values in losses.items():
+            expected = np.full(4, closed_form(case, construction))
+            np.testing.assert_allclose(values, expected, **EXACT)
+
+
+def _mean_count(problem):
+    return problem.num_samples / problem.num_classes
+
+
+def test_decay_product():
+    # n lambda_{H_1} lambda_{W_1} ... lambda_{W_L}, with the mean n for classes that differ.
+    decay = Decay(0.5, [0.1, 0.2, 0.4])
+    for counts in (4, (2, 3, 7)):
+        product = theory.decay_product(Problem(3, counts, (3, 3, 3)), decay)
+        np.testing.assert_allclose(product, 4 * 0.5 * 0.1 * 0.2 * 0.4, **EXACT)
+    assert theory.decay_product(Problem(3, 4, (3, 3, 3)), Decay(0, [0.1, 0.2, 0.4])) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "winner"), [("K9-L5", "truncated"), ("K11-L4-wide", "block"), ("r4-L3", "exact")]
+)
+def test_srg_losses_say_which_construction_wins(name, winner):
+    case = named(name)
+    losses = jax.jit(theory.srg_losses, static_argnums=0)(case.problem, case.decay)
+    assert set(losses) == set(case.constructions)
+    assert min(losses, key=losses.get) == winner
+    for construction, loss in losses.items():
+        np.testing.assert_allclose(loss, closed_form(case, construction), **EXACT)
+    np.testing.assert_allclose(losses[winner], closed_form(case, "auto"), **EXACT)
+    assert set(theory.srg_losses(case.problem, case.decay, winner)) == {winner}
+
+
+def test_along_the_scale_classes_of_different_sizes_must_be_named():
+    case = named("K4-L3-counts")
+    with pytest.raises(ValueError, match="the samples must be given") as error:
+        theory.dnc_along_scale(case.problem, case.decay)
+    assert_one_sentence(str(error.value))
+    with pytest.raises(ValueError, match="equally many samples") as error:
+        theory.srg_along_scale(case.problem, case.decay)
+    assert_one_sentence(str(error.value))
+    by_class = [
+        scalar.minimise(theory.dnc_along_scale(case.problem, case.decay, 1, samples=count))[1]
+        for count in case.problem.class_counts
+    ]
+    np.testing.assert_allclose(sum(by_class), closed_form(case, "dnc"), **EXACT)
 
 
 def _loss_at_scale(alphas, shapes, problem, decay):
@@ -343,6 +436,38 @@ def test_first_eigenvalue_of_lemma_16_at_order_six():
     assert math.isclose(_printed_first_eigenvalue(6), 22 / 7)
 
 
+@pytest.mark.parametrize("slopes", [(1.0, 0.0), (1.0, 0.3), (2.0, -0.5), (1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+def test_lemma_16_for_other_slopes(order, slopes):
+    above, below = slopes
+    shape = _last_shape(order)
+    image = above * np.maximum(shape, 0) + below * np.minimum(shape, 0)
+    values, multiplicities = theory.last_spectrum(order, slopes)
+    actual = np.linalg.eigvalsh(image.T @ image)
+    np.testing.assert_allclose(actual, _repeated((values, multiplicities)), rtol=1e-9, atol=1e-11)
+    # Of a linear layer the image has the rank of what enters it.
+    if above == below:
+        assert np.sum(multiplicities[values > 0]) == theory.last_rank(order)
+
+
+@pytest.mark.parametrize("order", range(4, 12))
+def test_rank_of_the_last_pre_activation(order):
+    # A_L 1 = (r - 4) 1: at r = 4 the rank is not r.
+    signs = graphs.vertex_signs(order)
+    np.testing.assert_array_equal(signs.sum(axis=1), np.full(len(signs), order - 4))
+    rank = np.linalg.matrix_rank(signs @ graphs.incidence(order), tol=1e-9)
+    assert theory.last_rank(order) == rank == (3 if order == 4 else order)
+
+
+def test_rank_of_the_last_pre_activation_of_a_block_solution():
+    # One less than its units, four of the SRG block with r = 4 and the remaining classes.
+    case = named("K8-L3")
+    pre, _ = class_means(built(case, "block"), case.problem)[-1]
+    remainder = case.problem.num_classes - 6
+    rank = np.linalg.matrix_rank(pre, tol=1e-9 * np.max(pre))
+    assert rank == theory.last_rank(4) + remainder == 4 + remainder - 1
+
+
 @pytest.mark.parametrize("rows", [3, 5, 8])
 def test_lemma_17(rows):
     classes, decay = 5, 0.03
@@ -381,6 +506,40 @@ def test_lemma_18_by_gradient_descent():
     np.testing.assert_allclose(cost(found), minimum, **EXACT)
 
 
+def test_lemmas_take_lists():
+    matrix = [[1, 2], [3, 4], [0, 1]]
+    array = jnp.asarray(matrix, float)
+    decay = Decay(0.3, [0.1, 0.2, 0.5])
+    for actual, expected in (
+        (theory.factorisation_loss(matrix, 0.1, 0.2), theory.factorisation_loss(array, 0.1, 0.2)),
+        (theory.schatten_loss(matrix, decay, 3), theory.schatten_loss(array, decay, 3)),
+        (theory.ridge_loss([3, 2], 2, 0.1), theory.ridge_loss(jnp.array([3.0, 2.0]), 2, 0.1)),
+    ):
+        np.testing.assert_allclose(actual, expected, **EXACT)
+    # A number stands for all decays, and that of W_L does not count.
+    np.testing.assert_allclose(
+        theory.schatten_loss(array, 0.1, 3),
+        theory.schatten_loss(array, Decay(0.1, [0.1, 0.1, 7.0]), 3),
+        **EXACT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        (lambda: theory.ridge_loss([1.0, 2.0], 3, 0.1), "all 3 singular values .*got shape"),
+        (lambda: theory.ridge_loss([[1.0, 2.0]], 2, 0.1), "all 2 singular values .*got shape"),
+        (lambda: theory.factorisation_loss([1.0, 2.0], 0.1, 0.1), "a matrix is needed"),
+        (lambda: theory.schatten_loss(np.ones(3), 0.1, 3), "a matrix is needed"),
+        (lambda: theory.schatten_loss(np.eye(3), Decay(0.1, [0.1] * 3), 4), "4 strengths"),
+    ],
+)
+def test_shapes_that_do_not_fit_a_lemma_raise(evaluate, message):
+    with pytest.raises(ValueError, match=message) as error:
+        evaluate()
+    assert_one_sentence(str(error.value))
+
+
 # --- Theorem 8 ---------------------------------------------------------------------------------
 
 
@@ -405,6 +564,22 @@ def test_within_class_bound_outside_its_domain_raises():
         with pytest.raises(ValueError, match=r"at most 1/\(L\+1\) = 0.25") as error:
             theory.within_class_bound(problem, decay, 1e-3)
         assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "decay", "message"),
+    [
+        ({}, 0.0, "positive decays"),
+        ({"loss": losses.cross_entropy}, 0.1, "squared_error"),
+        ({"samples_per_class": (4, 4, 1)}, 0.1, "equally many samples"),
+        ({"widths": (6,)}, 0.1, "depth of at least 2"),
+    ],
+)
+def test_within_class_bound_of_another_problem_raises(changes, decay, message):
+    problem = dataclasses.replace(Problem(3, 4, (6, 6, 6)), **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        theory.within_class_bound(problem, decay, 1e-3)
+    assert_one_sentence(str(error.value))
 
 
 # --- Random problems ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Flax stays behind them: what goes in and out are pytrees of arrays.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from dufm_jax import linalg
 from dufm_jax.networks import head, resnet
-from dufm_jax.problem import Params
+from dufm_jax.problem import Params, as_size
 
 Activations = head.Activations
 
@@ -45,19 +46,22 @@ class Classifier:
     """
 
     num_classes: int
-    widths: tuple[int, ...]
+    widths: Sequence[int]  # A tuple, once checked.
     blocks: int = 3
     weights_scale: float = 1.0
     convolution: str = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "widths", tuple(as_size("each width", width, 1) for width in self.widths)
+        )
         if self.num_classes < 2 or self.blocks < 1 or self.weights_scale <= 0:
             raise ValueError(
                 "num_classes must be at least 2, blocks at least 1 and weights_scale positive, got "
                 f"{self.num_classes}, {self.blocks} and {self.weights_scale}."
             )
-        if len(self.widths) < 2 or min(self.widths) < 1:
-            raise ValueError(f"the head needs two or more positive widths, got {self.widths}.")
+        if len(self.widths) < 2:
+            raise ValueError(f"the head needs two or more widths, got {self.widths}.")
         if self.widths[0] != resnet.CHANNELS[-1]:
             raise ValueError(
                 f"the first width must be {resnet.CHANNELS[-1]}, the number of outputs of the "

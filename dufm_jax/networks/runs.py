@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dufm_jax.descent.state import State
 from dufm_jax.networks import training
-from dufm_jax.networks.training import Recipe, State, Strengths, Terms
+from dufm_jax.networks.training import Recipe, Strengths, Terms
+from dufm_jax.problem import as_size
 
 WAYS = ("auto", "vmapped", "looped")
 
@@ -40,7 +42,11 @@ def start(
 
     Returns:
       Leaves [R, ...], NumPy.
+
+    Raises:
+      ValueError: if a strength is out of range.
     """
+    training.check_strengths(strengths)
     columns = jax.tree.map(jnp.asarray, (seeds, strengths))
     return jax.device_get(_start(recipe, image_shape, columns))
 
@@ -81,8 +87,12 @@ def train_epoch(
       [R, steps], all NumPy.
 
     Raises:
-      ValueError: if the way is unknown, or the images or labels are not N as in the recipe.
+      ValueError: if the way is unknown, the images or labels are not N as in the recipe, labels
+        are not integers from 0 to K - 1, a strength is out of range, or the epoch is no integer.
     """
+    epoch = as_size("epoch", epoch, 0)
+    training.check_labels(labels, recipe.classifier.num_classes)
+    training.check_strengths(strengths)
     if way not in WAYS:
         raise ValueError(f"the way must be one of {WAYS}, got {way!r}.")
     if {len(images), len(labels)} != {recipe.num_samples}:

@@ -2,9 +2,9 @@ r"""Stochastic gradient descent on Eq. (1) with a network in place of free featu
 
 On a mini-batch of B of the N samples the objective is
 
-  \frac{1}{2B} ||f(X) - Y||_F^2 + regularisation,
+  \frac{1}{B} \sum_i loss(f(x_i), y_i) + regularisation,
 
-where the regularisation is one of
+with \frac{1}{2} ||f(x_i) - y_i||^2 as the default loss. The regularisation is one of
 
   dufm:      \frac{N}{B} \frac{\lambda_{H_1}}{2} ||H_1||_F^2 + \sum_l \frac{\lambda}{2} ||W_l||_F^2,
   standard:  \frac{\lambda}{2} ||\theta||^2, of all weights \theta of backbone and head.
@@ -14,20 +14,23 @@ of that of Eq. (1) (Section 6.2). Everything but the `Recipe` can be batched ove
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from dufm_jax import linalg
+from dufm_jax import linalg, losses
+from dufm_jax.descent import state as states
+from dufm_jax.descent.state import State
 from dufm_jax.networks.classifier import Classifier, Variables
+from dufm_jax.problem import as_size, strength_limits
 
 REGULARISATIONS = ("dufm", "standard")
 SCHEDULES = ("constant", "cosine", "step")
-
-ALIVE = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +53,10 @@ class Recipe:
       warmup_epochs: In the first epochs the learning rate rises linearly from 0, and the schedule
         begins after them. At a high rate the regularisation of the initial, large H_1 would
         otherwise end in the zero solution or in divergence.
+      loss: From logits and one-hot targets, both [K, B], to one value a sample, as in `losses`.
 
     Raises:
-      ValueError: if a number is out of range, or a name unknown.
+      ValueError: if a number is out of range or no integer, or a name unknown.
     """
 
     classifier: Classifier
@@ -64,8 +68,11 @@ class Recipe:
     momentum: float = 0.9
     schedule: str = "constant"
     warmup_epochs: int = 0
+    loss: losses.Loss = losses.squared_error
 
     def __post_init__(self) -> None:
+        for name in ("num_samples", "num_epochs", "batch_size", "warmup_epochs"):
+            object.__setattr__(self, name, as_size(name, getattr(self, name), 0))
         if not 2 <= self.batch_size <= self.num_samples:
             raise ValueError(
                 f"the batch size must be between 2 and the {self.num_samples} samples, got "
@@ -121,20 +128,30 @@ class Strengths(NamedTuple):
     learning_rate: Float[ArrayLike, "..."]
 
 
-class State(NamedTuple):
-    """What one run carries from step to step.
+def check_strengths(strengths: Strengths) -> None:
+    """Raises ValueError unless the decays are 0 or more and the rates positive, all finite."""
+    _, most = strength_limits(np.float32)
+    for name, values in strengths._asdict().items():
+        known = np.asarray(values, float)
+        least = 0 if name.endswith("decay") else math.ulp(0.0)
+        if not ((known >= least) & (known <= most)).all():
+            raise ValueError(
+                f"every {name} must be {'at least 0' if not least else 'positive'} and at most "
+                f"{most:.3g}, got {known.tolist()}."
+            )
 
-    Attributes:
-      variables: The network after `step` updates.
-      optimizer: The state of the optax transformation.
-      step: The updates made.
-      diverged_at: The first step whose loss was not finite, or `ALIVE`.
-    """
 
-    variables: Variables
-    optimizer: Any
-    step: Int[Array, "..."]
-    diverged_at: Int[Array, "..."]
+def check_labels(labels: Int[Array | np.ndarray, " M"], num_classes: int) -> None:
+    """Raises ValueError unless labels are integers from 0 to K - 1."""
+    known = np.asarray(labels)
+    if not np.issubdtype(known.dtype, np.integer):
+        raise ValueError(f"labels must be integers from 0 to {num_classes - 1}, got {known.dtype}.")
+    outside = (known < 0) | (known >= num_classes)
+    if outside.any():
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1} for {num_classes} classes, got "
+            f"{known[outside][0]}."
+        )
 
 
 class Terms(NamedTuple):
@@ -191,9 +208,9 @@ def loss_terms(
     recipe: Recipe,
 ) -> Terms:
     """The terms of the objective, of what the network made of a mini-batch; see `objective`."""
-    residual = logits - jax.nn.one_hot(labels, recipe.classifier.num_classes, dtype=logits.dtype)
+    targets = jax.nn.one_hot(labels, recipe.classifier.num_classes, dtype=logits.dtype)
     return Terms(
-        fit=jnp.sum(residual**2) / (2 * len(logits)),
+        fit=jnp.mean(recipe.loss(logits.T, targets.T)),
         regularisation=regularisation(params, features, strengths, recipe),
     )
 
@@ -220,15 +237,10 @@ def objective(
 def start(
     recipe: Recipe, key: Key[Array, ""], image_shape: tuple[int, int, int], strengths: Strengths
 ) -> State:
-    """The state before the first step."""
+    """Returns the state before the first step, whose `params` are the network's `Variables`."""
     variables = recipe.classifier.init(key, image_shape)
     learning_rate = jnp.asarray(strengths.learning_rate, jnp.float32)
-    return State(
-        variables=variables,
-        optimizer=recipe.optimizer(learning_rate).init(variables.params),
-        step=jnp.zeros((), jnp.int32),
-        diverged_at=jnp.full((), ALIVE, jnp.int32),
-    )
+    return states.begin(variables, recipe.optimizer(learning_rate).init(variables.params))
 
 
 @linalg.full_precision
@@ -245,20 +257,18 @@ def step(
       The state after the step, and the terms of the objective before it.
     """
     # Strengths in float64 must not raise the precision of parameters in float32.
-    dtype = jax.tree.leaves(state.variables.params)[0].dtype
+    dtype = jax.tree.leaves(state.params)[0].dtype
     strengths = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), strengths)
-    params, batch_stats = state.variables
+    params, batch_stats = state.params
     (loss, (terms, changed)), gradient = jax.value_and_grad(objective, has_aux=True)(
         params, batch_stats, images, labels, strengths, recipe
     )
     optimizer = recipe.optimizer(strengths.learning_rate)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
-    first = (state.diverged_at == ALIVE) & ~jnp.isfinite(loss)
-    moved = State(
-        variables=Variables(optax.apply_updates(params, updates), changed),
+    moved = states.mark_divergence(state, loss)._replace(
+        params=Variables(optax.apply_updates(params, updates), changed),
         optimizer=optimizer_state,
         step=state.step + 1,
-        diverged_at=jnp.where(first, state.step, state.diverged_at),
     )
     return moved, terms
 

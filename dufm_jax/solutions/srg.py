@@ -12,37 +12,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dufm_jax import dufm, graphs
-from dufm_jax.problem import Decay, Params, Problem
+from dufm_jax import dufm, graphs, scalar
+from dufm_jax.problem import DecayLike, Params, Problem
 from dufm_jax.solutions import completion, dnc
 
 
 def shapes(order: int, depth: int) -> list[np.ndarray]:
-    """The class means of layers 2, ..., L before the ReLU, up to scale (Definition 9).
+    """Returns the class means of layers 2, ..., L before the nonlinearity, up to scale.
 
     Args:
       order: r >= 4.
       depth: L >= 3.
 
     Returns:
-      T_r [r, K] for each intermediate layer, then A_L T_r [K, K].
+      T_r [r, K] for each intermediate layer, then A_L T_r [K, K] (Definition 9).
     """
     incidence = graphs.incidence(order)
     return [incidence] * (depth - 2) + [graphs.vertex_signs(order) @ incidence]
 
 
-def build(problem: Problem, decay: Decay, construction: str = "auto") -> Params:
-    """The SRG solution.
+def build(problem: Problem, decay: DecayLike, construction: str = "auto") -> Params:
+    """Returns the SRG solution.
 
     Args:
-      problem: The sizes: K >= 6, L >= 3, and widths that the construction fits in (see
-        `graphs.srg_widths`).
-      decay: The regularisation strengths; may be traced.
+      problem: The sizes: K >= 6 classes of equally many samples, L >= 3, and widths that the
+        construction fits in (see `graphs.srg_widths`). Its loss is the squared error and its
+        nonlinearities are a max(x, 0) + b min(x, 0) with a > 0.
+      decay: The regularisation strengths, positive; may be traced, and differentiated. NaN results
+        where a traced one is not positive.
       construction: "exact" for K = C(r, 2) (Definition 9); "block", an exact SRG solution of the
         most classes that are a binomial number beside a DNC solution of the rest (Definition
         11.1); "truncated", an exact solution for the next larger binomial number without the
         classes in excess (Definition 11.2; they all fit equally well, and the last are dropped);
-        "auto", the one of least loss among those that apply. For K = C(r, 2) all are the same.
+        "auto", the one of least loss among those that apply, which `theory.srg_losses` compares.
+        For K = C(r, 2) all are the same.
 
     Returns:
       `Params` with the shapes of `problem`, in JAX's default float type: the zero solution where
@@ -50,12 +53,12 @@ def build(problem: Problem, decay: Decay, construction: str = "auto") -> Params:
       stationary in scale and in each W_l given the others rather than in every direction.
 
     Raises:
-      ValueError: if K, L, a width, the decay or the construction does not fit.
+      ValueError: if K, L, a width, the decay, the loss, a nonlinearity or the construction does not
+        fit.
 
     References:
       Definitions 4, 9 and 11.
     """
-    problem.check_decay(decay)
     names = graphs.srg_constructions(construction, problem)
     candidates = [_BUILDERS[name](problem, decay) for name in names]
     losses = jnp.stack([dufm.objective(params, problem, decay) for params in candidates])
@@ -63,26 +66,23 @@ def build(problem: Problem, decay: Decay, construction: str = "auto") -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves)[best], *candidates)
 
 
-def _exact(problem: Problem, decay: Decay) -> Params:
+def _exact(problem: Problem, decay: DecayLike) -> Params:
     order = graphs.order_below(problem.num_classes)
     return completion.embed([_vertices(order, problem, decay, problem.num_classes)], problem)
 
 
-def _block(problem: Problem, decay: Decay) -> Params:
+def _block(problem: Problem, decay: DecayLike) -> Params:
     # Each block's scale is the best for the objective of all K classes, to which it contributes.
     order = graphs.order_below(problem.num_classes)
     remainder = problem.num_classes - math.comb(order, 2)
-    collapsed = completion.complete(
-        dnc.shapes(remainder, problem.depth),
-        decay,
-        problem.num_classes,
-        problem.samples_per_class,
-    )
     block = _vertices(order, problem, decay, problem.num_classes)
+    collapsed = _completed(
+        dnc.shapes(remainder, problem.depth), problem, decay, problem.num_classes
+    )
     return completion.embed([block, collapsed], problem)
 
 
-def _truncated(problem: Problem, decay: Decay) -> Params:
+def _truncated(problem: Problem, decay: DecayLike) -> Params:
     # The solution of the larger problem as it is, also in scale, without columns of H_1 and with
     # them without the rows of W_L that were their outputs.
     order = graphs.order_above(problem.num_classes)
@@ -93,10 +93,16 @@ def _truncated(problem: Problem, decay: Decay) -> Params:
     )
 
 
-def _vertices(order: int, problem: Problem, decay: Decay, num_classes: int) -> Params:
-    return completion.complete(
-        shapes(order, problem.depth), decay, num_classes, problem.samples_per_class
-    )
+def _vertices(order: int, problem: Problem, decay: DecayLike, num_classes: int) -> Params:
+    return _completed(shapes(order, problem.depth), problem, decay, num_classes)
+
+
+def _completed(
+    shapes: list[np.ndarray], problem: Problem, decay: DecayLike, num_classes: int
+) -> Params:
+    decay, slopes = scalar.requirements("the SRG solution", problem, decay)
+    samples = graphs.equal_count(problem)
+    return completion.complete(shapes, slopes, decay, num_classes, samples)
 
 
 _BUILDERS = {"exact": _exact, "block": _block, "truncated": _truncated}

@@ -1,5 +1,6 @@
 """Gradient descent against a NumPy loop, and what a compiled chunk may and may not do."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -8,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
-from dufm_jax import dufm, training
+from dufm_jax import dufm
+from dufm_jax.descent import state as states
+from dufm_jax.descent import step
 from dufm_jax.problem import Decay, Params, Problem
 
 PROBLEM = Problem(num_classes=3, samples_per_class=2, widths=(5, 4, 6))
@@ -18,14 +22,13 @@ DECAY = Decay(jnp.asarray(4e-3), jnp.asarray([2e-2, 1e-3, 8e-3]))
 RATE = 0.1
 
 descend = jax.jit(
-    training.descend,
+    step.descend,
     static_argnames=(
         "problem",
         "num_records",
         "record_every",
         "measure",
         "optimizer",
-        "nonlinearity",
     ),
 )
 
@@ -50,20 +53,19 @@ def train(
     learning_rate: float = RATE,
     num_records: int = 4,
     record_every: int = 5,
-    optimizer: training.Optimizer = optax.sgd,
-    nonlinearity: dufm.Nonlinearities = dufm.relu,
-) -> tuple[training.State, jax.Array]:
+    optimizer: step.Optimizer = optax.sgd,
+    problem: Problem = PROBLEM,
+) -> tuple[states.State, jax.Array]:
     """The state at the end, and the loss every `record_every` steps."""
     return descend(
-        training.start(params, learning_rate, optimizer),
+        step.start(params, learning_rate, optimizer),
         DECAY,
         learning_rate,
-        problem=PROBLEM,
+        problem=problem,
         num_records=num_records,
         record_every=record_every,
         measure=record,
         optimizer=optimizer,
-        nonlinearity=nonlinearity,
     )
 
 
@@ -142,12 +144,13 @@ def test_descent_equals_a_numpy_loop(optimizer, rule):
     for leaf, array in zip(jax.tree.leaves(state.params), arrays, strict=True):
         np.testing.assert_allclose(leaf, array, rtol=1e-9, atol=1e-12)
     assert state.step == 20
-    assert state.diverged_at == training.ALIVE
+    assert state.diverged_at == states.ALIVE
 
 
 def test_nonlinearity_is_passed_on():
     # Eq. (2), whose only ReLU is the last. What is recorded is up to `measure`, here Eq. (1).
-    state, _ = train(draw(), nonlinearity=dufm.partly_linear(PROBLEM.depth))
+    partly = dataclasses.replace(PROBLEM, nonlinearity=dufm.partly_linear(PROBLEM.depth))
+    state, _ = train(draw(), problem=partly)
     arrays, _ = descend_by_hand(draw(), 20, RATE, relu=(False, True))
     for leaf, array in zip(jax.tree.leaves(state.params), arrays, strict=True):
         np.testing.assert_allclose(leaf, array, rtol=1e-9, atol=1e-12)
@@ -195,6 +198,29 @@ def test_single_precision_stays_single():
     np.testing.assert_allclose(losses, expected[5::5], **cases.SINGLE)
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda rate: optax.lbfgs(),
+        lambda rate: optax.polyak_sgd(max_learning_rate=rate),
+        lambda rate: optax.chain(optax.adam(rate), optax.contrib.reduce_on_plateau()),
+    ],
+    ids=["line search", "Polyak steps", "reduce on plateau"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_transformations_get_the_value_and_the_function(optimizer, dtype):
+    state, losses = train(draw(dtype=dtype), optimizer=optimizer)
+    assert losses[-1] < losses[0] < objective(draw())
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(1e-3), 0.1, None])
+def test_an_optimizer_that_is_no_function_of_the_rate_is_refused(optimizer):
+    with pytest.raises(ValueError, match="function from the learning rate") as caught:
+        step.check_optimizer(optimizer)
+    cases.assert_one_sentence(str(caught.value))
+
+
 # --- Divergence --------------------------------------------------------------------------------
 
 
@@ -228,7 +254,7 @@ def test_divergence_at_the_last_step_of_a_chunk_is_seen():
     state, _ = train(decaying(), learning_rate=1e40, num_records=1, record_every=first)
     assert state.step == state.diverged_at == first
     state, _ = train(decaying(), learning_rate=1e40, num_records=1, record_every=first - 1)
-    assert state.diverged_at == training.ALIVE
+    assert state.diverged_at == states.ALIVE
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -238,13 +264,13 @@ def test_divergence_agrees_with_the_recorded_losses(seed):
 
 
 def test_only_the_first_divergence_is_marked():
-    state = training.start(draw(), RATE)._replace(step=jnp.asarray(7, jnp.int32))
-    assert training.mark_divergence(state, jnp.asarray(1.0)).diverged_at == training.ALIVE
+    state = step.start(draw(), RATE)._replace(step=jnp.asarray(7, jnp.int32))
+    assert states.mark_divergence(state, jnp.asarray(1.0)).diverged_at == states.ALIVE
     for loss in (jnp.inf, -jnp.inf, jnp.nan):
-        marked = training.mark_divergence(state, jnp.asarray(loss))
+        marked = states.mark_divergence(state, jnp.asarray(loss))
         assert marked.diverged_at == 7
         later = marked._replace(step=jnp.asarray(8, jnp.int32))
-        assert training.mark_divergence(later, jnp.asarray(jnp.nan)).diverged_at == 7
+        assert states.mark_divergence(later, jnp.asarray(jnp.nan)).diverged_at == 7
 
 
 # --- The compiled program ----------------------------------------------------------------------
@@ -252,7 +278,7 @@ def test_only_the_first_divergence_is_marked():
 
 def lower(record_every: int) -> jax.stages.Lowered:
     return descend.lower(
-        training.start(draw(), RATE),
+        step.start(draw(), RATE),
         DECAY,
         RATE,
         problem=PROBLEM,

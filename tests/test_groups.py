@@ -1,5 +1,6 @@
 """Descent on groups of samples is descent on all samples, exactly or to second order."""
 
+import dataclasses
 import functools
 
 import cases
@@ -9,7 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from dufm_jax import dufm, metrics, reduction, schedule, sweep, training
+from dufm_jax import dufm, losses, metrics, sweep
+from dufm_jax.descent import groups as grouping
+from dufm_jax.descent import step
 from dufm_jax.problem import Decay, Params, Problem
 
 PROBLEM = Problem(num_classes=4, samples_per_class=5, widths=(7, 6, 9))
@@ -36,20 +39,25 @@ def grouped(groups: np.ndarray, seed: int = 0) -> Params:
 
 def descend(start, *, groups=None, num_groups=0, steps=2000, rate=0.2, **options):
     """The state after `steps`, and the objective at four records."""
-    options = {"problem": PROBLEM, "nonlinearity": dufm.relu} | options
-    problem, decay = options["problem"], options.pop("decay", DECAY)
+    problem, decay = options.pop("problem", PROBLEM), options.pop("decay", DECAY)
+    problem = dataclasses.replace(problem, **options)
 
     def measure(found: Params, strengths: Decay) -> jax.Array:
-        return dufm.objective(found, problem, strengths, options["nonlinearity"])
+        return dufm.objective(found, problem, strengths)
 
-    options |= {"num_records": 4, "record_every": steps // 4, "measure": measure}
+    options = {
+        "problem": problem,
+        "num_records": 4,
+        "record_every": steps // 4,
+        "measure": measure,
+    }
     if groups is not None:
         method = functools.partial(
-            reduction.descend, groups=jnp.asarray(groups), num_groups=num_groups
+            grouping.descend, groups=jnp.asarray(groups), num_groups=num_groups
         )
     else:
-        method = training.descend
-    state = training.start(start, rate)
+        method = step.descend
+    state = step.start(start, rate)
     return jax.jit(lambda state: method(state, decay, rate, **options))(state)
 
 
@@ -72,13 +80,40 @@ def test_groups_of_equal_samples_descend_as_all_samples_do(groups, num_groups):
     assert points[-1] < points[0]
 
 
+def normalised(values: jax.Array) -> jax.Array:
+    """A nonlinearity that mixes the units of a column."""
+    return jax.nn.relu(values) / jnp.sqrt(1 + jnp.mean(values**2, axis=0, keepdims=True))
+
+
+def shifted(values: jax.Array) -> jax.Array:
+    """A nonlinearity with a bias of its own for each unit."""
+    return jax.nn.relu(values + jnp.linspace(-0.2, 0.3, len(values))[:, None])
+
+
+def log_cosh(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.log(jnp.cosh(outputs - targets)), axis=0)
+
+
 @pytest.mark.parametrize(
-    "nonlinearity",
-    [dufm.identity, dufm.smoothed_relu(0.5), dufm.partly_linear(3)],
-    ids=["identity", "smoothed", "partly linear"],
+    "functions",
+    [
+        {"nonlinearity": dufm.identity},
+        {"nonlinearity": dufm.smoothed_relu(0.5)},
+        {"nonlinearity": dufm.partly_linear(3)},
+        {"nonlinearity": dufm.leaky_relu(0.1)},
+        {"nonlinearity": dufm.gelu},
+        {"nonlinearity": dufm.with_bias()},
+        {"nonlinearity": normalised},
+        {"nonlinearity": (shifted, jnp.tanh)},
+        {"loss": losses.cross_entropy},
+        {"loss": losses.label_smoothing(0.1)},
+        {"loss": losses.focal(2.0)},
+        {"loss": log_cosh, "nonlinearity": normalised},
+    ],
+    ids=str,
 )
-def test_any_nonlinearity_will_do(nonlinearity):
-    options = {"rate": 0.05, "nonlinearity": nonlinearity}
+def test_any_nonlinearity_and_loss_will_do(functions):
+    options = {"rate": 0.05, "steps": 400} | functions
     full, _ = descend(grouped(CLASSES), **options)
     reduced, _ = descend(grouped(CLASSES), groups=CLASSES, num_groups=4, **options)
     assert_same(full, reduced, **EXACT)
@@ -171,7 +206,7 @@ def clusters(strays: dict[int, float]) -> jax.Array:
     return jnp.asarray(features)
 
 
-find = jax.jit(reduction.find_groups, static_argnums=1)
+find = jax.jit(grouping.find_groups, static_argnums=1)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +221,7 @@ find = jax.jit(reduction.find_groups, static_argnums=1)
 )
 def test_groups_are_numbered_class_by_class(strays, expected):
     groups, count = find(
-        clusters(strays), 4, 0.01 / (1 + 0.2 * sum(v > 0.5 for v in strays.values()))
+        clusters(strays), PROBLEM, 0.01 / (1 + 0.2 * sum(v > 0.5 for v in strays.values()))
     )
     np.testing.assert_array_equal(groups, expected)
     assert count == len(set(expected))
@@ -202,34 +237,35 @@ def test_groups_are_numbered_class_by_class(strays, expected):
     ],
 )
 def test_samples_that_have_not_come_together_give_no_groups(strays):
-    assert find(clusters(strays), 4, 0.01)[1] == 0
+    assert find(clusters(strays), PROBLEM, 0.01)[1] == 0
 
 
 @pytest.mark.parametrize("samples_per_class", [1, 2])
 def test_groups_that_are_no_fewer_than_the_samples_are_none(samples_per_class):
     features = jax.random.normal(jax.random.key(0), (6, 4 * samples_per_class))
-    assert find(features, 4, 0.01)[1] == 0
+    problem = Problem(4, samples_per_class, (6,))
+    assert find(features, problem, 0.01)[1] == 0
     equal = jnp.repeat(features[:, :4], samples_per_class, axis=1)
-    assert find(equal, 4, 0.01)[1] == (4 if samples_per_class > 1 else 0)
+    assert find(equal, problem, 0.01)[1] == (4 if samples_per_class > 1 else 0)
 
 
 def test_equal_classes_stay_apart():
-    groups, count = find(jnp.ones((6, 20)), 4, 0.01)
+    groups, count = find(jnp.ones((6, 20)), PROBLEM, 0.01)
     assert count == 4
     np.testing.assert_array_equal(groups, CLASSES)
-    assert find(jnp.zeros((6, 20)), 4, 0.01)[1] == 4
+    assert find(jnp.zeros((6, 20)), PROBLEM, 0.01)[1] == 4
 
 
 def test_groups_can_be_found_in_a_batch():
     batch = jnp.stack([clusters({}), clusters({0: 5.0})])
-    _, counts = jax.vmap(lambda features: reduction.find_groups(features, 4, 0.01))(batch)
+    _, counts = jax.vmap(lambda features: grouping.find_groups(features, PROBLEM, 0.01))(batch)
     assert counts.tolist() == [4, 5]
 
 
 # --- In a sweep --------------------------------------------------------------------------------
 
 
-def init(problem: Problem, key: jax.Array, dtype: str = "float64") -> Params:
+def init(problem: Problem, key: jax.Array, decay: Decay, dtype: str = "float64") -> Params:
     normal, keys = jax.random.normal, jax.random.split(key, problem.depth + 1)
     shapes = problem.features_shape, *problem.weight_shapes
     draws = [normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
@@ -241,7 +277,7 @@ def run(seeds=(0,), **options):
     """All items of a sweep in which the classes collapse well before the end."""
     options = {"num_steps": 6000, "record_every": 100, "init": init} | options
     grid = sweep.Grid.product(seeds, (0.01,), (options.pop("rate", 0.5),))
-    return list(sweep.run(PROBLEM, grid, **options))
+    return list(sweep.run(options.pop("problem", PROBLEM), grid, **options))
 
 
 def curves(items) -> sweep.Curves:
@@ -264,10 +300,11 @@ def reduced_sweep():
 @pytest.mark.parametrize("nonlinearity", [dufm.identity, dufm.smoothed_relu(0.1)])
 def test_a_full_run_ends_where_it_would_without_the_reduction(nonlinearity):
     """Smooth, so that kinks amplify nothing; the bounds are those of the module's docstring."""
-    options = {"seeds": (0, 1, 2), "nonlinearity": nonlinearity, "rate": 0.2}
+    problem = dataclasses.replace(PROBLEM, nonlinearity=nonlinearity)
+    options = {"seeds": (0, 1, 2), "problem": problem, "rate": 0.2}
     reduced, full = run(**options), run(**options, reduce=False)
     assert (reduced[-1].reduced_at > 0).all()
-    assert (full[-1].reduced_at == schedule.NEVER).all()
+    assert (full[-1].reduced_at == sweep.NEVER).all()
     flat = (0.2 * 0.01) ** 2 / 0.01
     assert_same(reduced[-1].state.params, full[-1].state.params, rtol=0, atol=flat)
     np.testing.assert_allclose(final_losses(reduced), final_losses(full), rtol=1e-8)
@@ -285,7 +322,7 @@ def test_losses_ranks_and_collapse_agree_in_single_precision():
     ranks = [
         [
             int(metrics.numerical_rank(metrics.class_means(layer, 4), 1e-3))
-            for _, layer in dufm.activations(end)
+            for _, layer in dufm.activations(end, PROBLEM)
         ]
         for end in ends
     ]
@@ -339,9 +376,86 @@ def test_a_seed_is_the_same_run_alone_and_among_others(seed):
 )
 def test_what_is_not_reduced_is_as_without_the_reduction(options):
     items = run(**options)
-    assert items[-1].reduced_at.tolist() == [schedule.NEVER]
+    assert items[-1].reduced_at.tolist() == [sweep.NEVER]
     without = run(**options, reduce=False)
     assert_same(items[-1].state, without[-1].state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [
+        {"loss": losses.cross_entropy},
+        {"loss": log_cosh, "nonlinearity": jnp.tanh},
+        {"nonlinearity": normalised},
+        {"nonlinearity": dufm.with_bias(dufm.smoothed_relu(0.1))},
+        {"samples_per_class": (6, 5, 3, 2), "nonlinearity": dufm.smoothed_relu(0.1)},
+    ],
+    ids=str,
+)
+def test_any_problem_ends_where_it_would_without_the_reduction(functions):
+    problem = dataclasses.replace(PROBLEM, **functions)
+    options = {"problem": problem, "rate": 0.2, "num_steps": 8000}
+    reduced, full = run(**options), run(**options, reduce=False)
+    assert (reduced[-1].reduced_at > 0).all()
+    np.testing.assert_allclose(final_losses(reduced), final_losses(full), rtol=1e-5)
+    found = metrics.measure(
+        jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), reduced[-1].state.params),
+        problem,
+        0.01,
+        rank_tolerance=1e-3,
+    )
+    np.testing.assert_allclose(found.fit + found.regularisation, final_losses(reduced)[0])
+
+
+def batch_normalised(values: jax.Array) -> jax.Array:
+    """A nonlinearity that mixes the samples."""
+    return jax.nn.relu(values - jnp.mean(values, axis=1, keepdims=True))
+
+
+def centred_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """A loss of a sample that depends on the others."""
+    errors = jnp.sum((outputs - targets) ** 2, axis=0)
+    return errors - 0.5 * jnp.mean(errors)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"problem": dataclasses.replace(PROBLEM, nonlinearity=batch_normalised)}, "layer 2 does"),
+        (
+            {"problem": dataclasses.replace(PROBLEM, nonlinearity=(jnp.tanh, batch_normalised))},
+            "layer 3 does",
+        ),
+        ({"problem": dataclasses.replace(PROBLEM, loss=centred_error)}, "depends on other samples"),
+        ({"optimizer": optax.adam}, "the optimiser's step"),
+        ({"optimizer": functools.partial(optax.sgd, momentum=0.5)}, "the optimiser's step"),
+        ({"optimizer": lambda rate: optax.scale(-2 * rate)}, "the optimiser's step"),
+        (
+            {
+                "optimizer": lambda rate: optax.chain(
+                    optax.add_decayed_weights(0.1), optax.sgd(rate)
+                )
+            },
+            "the optimiser's step",
+        ),
+    ],
+)
+def test_what_cannot_be_reduced_is_said(options, reason, caplog):
+    items = run(**options, num_steps=200)
+    assert (items[-1].reduced_at == sweep.NEVER).all()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert reason in line
+    caplog.clear()
+    run(**options, num_steps=100, reduce=False)
+    assert not caplog.records
+
+
+def test_plain_descent_in_other_words_is_reduced_too(caplog):
+    wrapped = run(num_steps=4000, optimizer=lambda rate: optax.sgd(rate))
+    plain = run(num_steps=4000)
+    assert wrapped[-1].reduced_at.tolist() == plain[-1].reduced_at.tolist() != [sweep.NEVER]
+    assert_same(wrapped[-1].state.params, plain[-1].state.params, rtol=0, atol=0)
+    assert not caplog.records
 
 
 # --- The end of a run --------------------------------------------------------------------------
