@@ -31,7 +31,7 @@ _MODULES = {
 } | {"sweep": "descent.sweep"}
 _TYPES = ("Decay", "Params", "Problem")
 
-__all__ = [*_MODULES, *_TYPES, "__version__"]  # noqa: PLE0604
+__all__ = [*_MODULES, *_TYPES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

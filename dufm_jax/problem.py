@@ -72,23 +72,20 @@ class Decay(NamedTuple):
             neither 0 nor within `strength_limits`.
         """
         if not isinstance(decay, Decay):
-            try:
-                is_number = np.ndim(decay) == 0
-            except ValueError:  # A ragged sequence.
-                is_number = False
-            if not is_number or isinstance(decay, str):
+            number = _as_numbers(decay)
+            if number is None or number.shape:
                 raise ValueError(
                     "a decay must be a number or a Decay(features=number, weights=[L numbers]), "
                     f"got {type(decay).__name__}."
                 )
-            return cls.uniform(decay, depth)
-        given = np.shape(decay.features), np.shape(decay.weights)
+            return cls.uniform(number, depth)
+        arrays = cls(features=_as_float(decay.features), weights=_as_float(decay.weights))
+        given = arrays.features.shape, arrays.weights.shape
         if given != ((), (depth,)):
             raise ValueError(
                 f"the decay does not fit the problem: a number for the features and {depth} "
                 f"strengths of weights are needed, got shapes {given[0]} and {given[1]}."
             )
-        arrays = cls(features=_as_float(decay.features), weights=_as_float(decay.weights))
         _check_strengths(arrays)
         return arrays
 
@@ -265,10 +262,22 @@ def is_known(decay: Decay) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in decay)
 
 
+def _as_numbers(value: Any) -> Array | None:
+    """Returns real numbers, in an array or in sequences, as an array; None for anything else."""
+    if any(isinstance(leaf, (str, bytes)) for leaf in jax.tree.leaves(value)):
+        return None
+    try:
+        array = jnp.asarray(value)  # Sequences may hold numbers that are traced.
+    except (TypeError, ValueError):
+        return None
+    return None if jnp.iscomplexobj(array) else array
+
+
 def _as_float(value: Any) -> Array:
-    if isinstance(value, (str, bytes)):
+    array = _as_numbers(value)
+    if array is None:
         raise ValueError(f"a regularisation strength must be a number, got {value!r}.")
-    return jnp.asarray(value, dtype=jnp.result_type(jnp.asarray(value), float))
+    return array.astype(jnp.result_type(array, float))
 
 
 def _check_function(name: str, function: Any) -> None:

@@ -71,9 +71,7 @@ class Config:
         (), "lambda of H_1, where it differs from --weight_decay; several values are swept over."
     )
     loss: str = cli.flag("squared_error", f"Of the outputs: {functions.LOSS_FORMS}.")
-    nonlinearity: str = cli.flag(
-        "relu", f"Of the hidden layers: {functions.NONLINEARITY_FORMS}."
-    )
+    nonlinearity: str = cli.flag("relu", f"Of the hidden layers: {functions.NONLINEARITY_FORMS}.")
     learning_rate: Sequence[float] = cli.flag(
         (0.5,), "Step size of gradient descent; several values are swept over."
     )
@@ -244,9 +242,7 @@ def _descend(config: Config, snapshot: sweep.Snapshot | None) -> Iterator[traini
         num_steps=config.num_steps,
         record_every=config.steps_per_record,
         records_per_chunk=config.records_per_round,
-        init=_init(
-            config.features_scale, config.weights_scale, config.distribution, config.dtype
-        ),
+        init=_init(config.features_scale, config.weights_scale, config.distribution, config.dtype),
         reduce=config.reduce,
         stop_when_converged=config.stop_when_converged,
         runs_per_device=config.runs_per_device or None,
@@ -259,7 +255,11 @@ def _descend(config: Config, snapshot: sweep.Snapshot | None) -> Iterator[traini
             ended=progress.ended,
             state=progress.snapshot,
             marks={"step": progress.step},
-            curves={"fit": curves.fit, "regularisation": curves.regularisation, "dnc1": curves.dnc1},
+            curves={
+                "fit": curves.fit,
+                "regularisation": curves.regularisation,
+                "dnc1": curves.dnc1,
+            },
             loss=np.asarray(curves.fit + curves.regularisation)[:, -1],
         )
 

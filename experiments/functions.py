@@ -8,14 +8,20 @@ from typing import Any
 from dufm_jax import losses, nonlinearities
 
 # A name without a parameter stands for the function itself, one with a parameter for its maker.
-_PLAIN_LOSSES = {"squared_error": losses.squared_error, "cross_entropy": losses.cross_entropy}
-_LOSSES_OF = {"label_smoothing": losses.label_smoothing, "focal": losses.focal}
-_PLAIN_NONLINEARITIES = {
+_PLAIN_LOSSES: Mapping[str, Any] = {
+    "squared_error": losses.squared_error,
+    "cross_entropy": losses.cross_entropy,
+}
+_LOSSES_OF: Mapping[str, Callable] = {
+    "label_smoothing": losses.label_smoothing,
+    "focal": losses.focal,
+}
+_PLAIN_NONLINEARITIES: Mapping[str, Any] = {
     "relu": nonlinearities.relu,
     "identity": nonlinearities.identity,
     "gelu": nonlinearities.gelu,
 }
-_NONLINEARITIES_OF = {
+_NONLINEARITIES_OF: Mapping[str, Callable] = {
     "leaky_relu": nonlinearities.leaky_relu,
     "smoothed_relu": nonlinearities.smoothed_relu,
 }
@@ -23,7 +29,9 @@ _NONLINEARITIES_OF = {
 
 def _forms(plain: Mapping[str, Any], makers: Mapping[str, Callable]) -> str:
     """What a flag may be, for `--help` and errors, as in "a, b, c(x)"."""
-    of = [f"{name}({next(iter(inspect.signature(make).parameters))})" for name, make in makers.items()]
+    of = [
+        f"{name}({next(iter(inspect.signature(make).parameters))})" for name, make in makers.items()
+    ]
     return ", ".join([*plain, *of])
 
 

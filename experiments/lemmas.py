@@ -169,6 +169,17 @@ def printed_dnc1_scale() -> Iterator[float]:
     yield _error(float(metrics.printed_ratio(2 * features, 10, 1e-6)), float(once))
 
 
+def last_rank() -> Iterator[float]:
+    """The rank of the last layer before its ReLU."""
+    for order in ORDERS:
+        yield _error(theory.last_rank(order), np.linalg.matrix_rank(_last(order)))
+
+
+def last_rank_printed(orders: range) -> Callable[[], Iterator[float]]:
+    """The same as the paper has it, r."""
+    return lambda: (_error(order, np.linalg.matrix_rank(_last(order))) for order in orders)
+
+
 AUDITS: dict[str, Callable[[], Iterator[float]]] = {
     "Lemma 12": lemma12,
     "Lemma 13": lemma13,
@@ -177,6 +188,9 @@ AUDITS: dict[str, Callable[[], Iterator[float]]] = {
     "Lemma 16, corrected": lemma16,
     "Lemma 16 as printed, r = 4, 5": lemma16_printed(range(4, 6)),
     "Lemma 16 as printed, r >= 6": lemma16_printed(range(6, 13)),
+    "Rank before the last ReLU, corrected": last_rank,
+    "Rank before the last ReLU as printed, r = 4": last_rank_printed(range(4, 5)),
+    "Rank before the last ReLU as printed, r >= 5": last_rank_printed(range(5, 13)),
     "Lemma 17": lemma17,
     "Lemma 18": lemma18,
     "L_SRG(q), corrected": srg_loss,

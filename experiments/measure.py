@@ -187,6 +187,8 @@ def run(config: Config) -> dict[str, Any]:
 
     row = {"samples": samples, "classes": len(moments.counts), "width": width}
     row |= {name: value for name, value in table._asdict().items() if name not in _ARRAYS}
+    row["structure"] = "" if table.structure is None else str(table.structure)
+    row["structure_residual"] = table.structure_residual
     row["nearest_centre_agreement"] = agreement
     settings = cli.settings(config)
     arrays = {

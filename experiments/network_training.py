@@ -517,7 +517,7 @@ def measure(
 def _undefined(num_classes: int, width: int) -> collapse.Measures:
     """The measures of a run that diverged."""
     fields: dict[str, Any] = dict.fromkeys(collapse.Measures._fields, math.nan)
-    fields["structure"] = structure.NONE
+    fields["structure"] = structure.Structure(())
     fields["singular_values"] = np.full(min(num_classes, width), math.nan)
     fields["gram"] = np.full((num_classes, num_classes), math.nan)
     return collapse.Measures(**fields)
@@ -571,7 +571,7 @@ def _rows(
         after = list(enumerate(one.after, start=1))
         before = list(enumerate(one.before, start=2))
         # As in `experiments.dufm_training`, the last ReLU changes the Gram matrix.
-        shared = {layer.structure for _, layer in after[1:-1] or after[1:]}
+        shared = {str(layer.structure) for _, layer in after[1:-1] or after[1:]}
         distances = [structure.srg_distance(layer.gram) for _, layer in after[1:-1]]
         row = {
             "seed": grid.seed[index],
@@ -592,7 +592,7 @@ def _rows(
             "structure": shared.pop() if alive and len(shared) == 1 else structure.NONE,
             "srg_distance": np.max(distances) if distances else math.nan,
         }
-        row |= {f"structure_{n}": layer.structure for n, layer in after[1:]}
+        row |= {f"structure_{n}": str(layer.structure) for n, layer in after[1:]}
         row |= {f"structure_residual_{n}": layer.structure_residual for n, layer in after[1:]}
         row |= {f"rank_{n}": layer.rank if alive else None for n, layer in after}
         row |= {f"rank_before_{n}": layer.rank if alive else None for n, layer in before}

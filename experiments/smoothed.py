@@ -112,7 +112,7 @@ def run(config: Config) -> list[dict[str, Any]]:
 
 
 def _largest_distance(params: Params, problem: Problem) -> float:
-    """Returns the largest distance between two features of a class, in any layer, before or after the nonlinearity."""
+    """Returns the largest distance of two samples of a class, in any layer, at any stage."""
     layers = [params.features]
     for pair in dufm.activations(jax.tree.map(jnp.asarray, params), problem):
         layers.extend(pair)

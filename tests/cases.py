@@ -187,6 +187,11 @@ def norm(tree: Params) -> float:
     return float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree))))
 
 
+def name_of(parameter: object) -> str:
+    """The text of a test's parameter, the same in every process, unlike a function's address."""
+    return re.sub(r"<function (?:\w+\.)*<?(\w+)>?[^>]*>", r"\1", str(parameter))
+
+
 def assert_one_sentence(message: str) -> None:
     """An error is one sentence on one line, with a full stop."""
     assert message.endswith(".")

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, EXACT, OPEN_CASES, SINGLE, WITH_CONSTRUCTION, assert_one_sentence, built
+from cases import (
+    CASES,
+    EXACT,
+    OPEN_CASES,
+    SINGLE,
+    WITH_CONSTRUCTION,
+    assert_one_sentence,
+    built,
+    name_of,
+)
 from jax.test_util import check_grads
 
 from dufm_jax import dufm, losses
@@ -66,7 +75,7 @@ UNEQUAL = [
 ]
 
 
-@pytest.mark.parametrize("case", UNEQUAL, ids=str)
+@pytest.mark.parametrize("case", UNEQUAL, ids=name_of)
 def test_objective_and_gradient_against_numpy(case):
     @jax.jit
     def evaluate(params, decay):
@@ -134,7 +143,7 @@ def test_one_layer():
     np.testing.assert_allclose(dufm.outputs(params, problem), expected, **EXACT)
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.focal(2.0)], ids=str)
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.focal(2.0)], ids=name_of)
 def test_another_loss_is_averaged_over_samples(loss):
     problem = Problem(3, (2, 1, 3), (4, 5), loss=loss)
     params, decay = _random_params(problem), Decay.of(0.02, 2)
@@ -455,7 +464,7 @@ _jitted_terms = jax.jit(dufm.regularisation_terms)
         *[(case, "dnc") for case in (*CASES, *OPEN_CASES)],
         *[(case, name) for case, name in WITH_CONSTRUCTION if name != "truncated"],
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_regularisation_terms_are_equal_at_an_optimum(case, construction):
     # Not of a truncated solution, which lacks rows of W_L and columns of H_1.

@@ -1,7 +1,7 @@
 """Questions that a researcher brings, each answered by arguments in at most 15 lines.
 
-None of them needs an edit of the package: a loss, a nonlinearity, class counts, decays, an optimiser,
-a start and what is recorded are arguments. The README names them.
+None of them needs an edit of the package: a loss, a nonlinearity, class counts, decays, an
+optimiser, a start and what is recorded are arguments. The README names them.
 """
 
 import ast

@@ -110,7 +110,7 @@ def log_cosh(outputs: jax.Array, targets: jax.Array) -> jax.Array:
         {"loss": losses.focal(2.0)},
         {"loss": log_cosh, "nonlinearity": normalised},
     ],
-    ids=str,
+    ids=cases.name_of,
 )
 def test_any_nonlinearity_and_loss_will_do(functions):
     options = {"rate": 0.05, "steps": 400} | functions
@@ -390,7 +390,7 @@ def test_what_is_not_reduced_is_as_without_the_reduction(options):
         {"nonlinearity": dufm.with_bias(dufm.smoothed_relu(0.1))},
         {"samples_per_class": (6, 5, 3, 2), "nonlinearity": dufm.smoothed_relu(0.1)},
     ],
-    ids=str,
+    ids=cases.name_of,
 )
 def test_any_problem_ends_where_it_would_without_the_reduction(functions):
     problem = dataclasses.replace(PROBLEM, **functions)

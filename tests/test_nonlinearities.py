@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import EXACT, assert_one_sentence, steep
+from cases import EXACT, assert_one_sentence, name_of, steep
 
 from dufm_jax import dufm, nonlinearities
 from dufm_jax.problem import Params, Problem
@@ -25,7 +25,7 @@ VALUES = np.array([[-2.0, -0.5, 0.0, 1e-3], [0.7, 3.0, -1e-3, 5.0]])
         (dufm.with_bias(), np.stack([np.maximum(VALUES[0], 0), np.ones(4)])),
         (dufm.with_bias(dufm.identity), np.stack([VALUES[0], np.ones(4)])),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_values(nonlinearity, expected):
     actual = nonlinearity(jnp.asarray(VALUES))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_one_sentence
+from cases import assert_one_sentence, name_of
 
 from dufm_jax import dufm, losses, problem
 from dufm_jax.problem import Decay, Params, Problem
@@ -230,7 +230,7 @@ def test_decays_of_another_shape_raise(features, weights):
         (Decay(np.array(0.2), np.array([1, 2, 3])), 0.2, [1, 2, 3]),
         (Decay(jnp.asarray(0.2), [np.float64(0.1), jnp.asarray(0.2), 0.3]), 0.2, [0.1, 0.2, 0.3]),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_what_stands_for_a_decay(decay, features, weights):
     found = Decay.of(decay, 3)
@@ -256,7 +256,7 @@ def test_what_stands_for_a_decay(decay, features, weights):
         np.ones(3),
         [[1], 2],
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_what_is_no_decay_raises(decay):
     with pytest.raises(ValueError, match="a decay must be a number or a Decay") as error:
@@ -275,7 +275,7 @@ def test_what_is_no_decay_raises(decay):
         UncheckedDecay(0.1, [0.1, None, 0.1]),
         UncheckedDecay(0.1, [0.1, [0.1], 0.1]),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_strengths_that_are_no_numbers_raise(decay):
     with pytest.raises(

@@ -119,11 +119,11 @@ def descend_by_hand(
     arrays = [np.array(leaf) for leaf in (params.features, *params.weights)]
     memories: list[list] = [[] for _ in arrays]
     losses = []
-    for step in range(1, steps + 1):
+    for number in range(1, steps + 1):
         loss, gradients = loss_and_gradient(arrays, list(relu))
         losses.append(loss)
         arrays = [
-            array - rate * rule(gradient, memory, step)
+            array - rate * rule(gradient, memory, number)
             for array, gradient, memory in zip(arrays, gradients, memories, strict=True)
         ]
     return arrays, [*losses, loss_and_gradient(arrays, list(relu))[0]]
