@@ -24,7 +24,7 @@ from dufm_jax.nonlinearities import (
     smoothed_relu,
     with_bias,
 )
-from dufm_jax.problem import Decay, DecayLike, Params, Problem
+from dufm_jax.problem import Decay, DecayLike, Params, Problem, check_range
 
 __all__ = [
     "activations",
@@ -40,7 +40,6 @@ __all__ = [
     "partly_linear",
     "regularisation_terms",
     "relu",
-    "sample_losses",
     "smoothed_relu",
     "targets",
     "with_bias",
@@ -122,7 +121,7 @@ def activations(
       L - 1 pairs: W_{l-1} H_{l-1} and its image H_l, each [d_l, N].
 
     Raises:
-      ValueError: if the number of layers is another, or a nonlinearity changes the shape.
+      ValueError: if the number of layers is another.
     """
     hidden = params.weights[:-1]
     if len(hidden) != problem.depth - 1:
@@ -132,10 +131,6 @@ def activations(
     for weight, apply in zip(hidden, problem.nonlinearities, strict=True):
         pre = weight @ post
         post = apply(pre)
-        if jnp.shape(post) != pre.shape:
-            raise ValueError(
-                f"a nonlinearity must keep the shape [d, N], got {jnp.shape(post)} for {pre.shape}."
-            )
         layers.append((pre, post))
     return layers
 
@@ -152,32 +147,10 @@ def targets(problem: Problem, dtype: jax.typing.DTypeLike = float) -> Float[Arra
     return jax.nn.one_hot(problem.labels, problem.num_classes, dtype=dtype, axis=0)
 
 
-def sample_losses(
-    values: Float[Array, "K N"], problem: Problem, wanted: Float[Array, "K N"]
-) -> Float[Array, " N"]:
-    """Returns the loss of each sample, [N].
-
-    Args:
-      values: The outputs, [K, N].
-      problem: Its loss.
-      wanted: The targets, [K, N].
-
-    Raises:
-      ValueError: if the loss does not return one value a sample.
-    """
-    losses = problem.loss(values, wanted)
-    if jnp.shape(losses) != values.shape[1:]:
-        raise ValueError(
-            f"the loss must return one value for each of the {values.shape[1]} samples, got shape "
-            f"{jnp.shape(losses)}."
-        )
-    return losses
-
-
 def fit(params: Params, problem: Problem) -> Float[Array, ""]:
     r"""Returns the mean loss of the samples; for squared error \frac{1}{2N} ||W_L H_L - Y||_F^2."""
     wanted = targets(problem, params.features.dtype)
-    return jnp.mean(sample_losses(outputs(params, problem), problem, wanted))
+    return jnp.mean(problem.loss(outputs(params, problem), wanted))
 
 
 def regularisation_terms(params: Params, decay: DecayLike) -> Float[Array, " terms"]:
@@ -190,6 +163,7 @@ def regularisation_terms(params: Params, decay: DecayLike) -> Float[Array, " ter
       ValueError: if the decay does not fit the number of weight matrices.
     """
     decay = Decay.of(decay, len(params.weights))
+    check_range(decay, params.features.dtype)
     squares = jnp.stack([jnp.sum(leaf**2) for leaf in (params.features, *params.weights)])
     strengths = jnp.concatenate([jnp.atleast_1d(decay.features), decay.weights])
     return strengths.astype(squares.dtype) / 2 * squares
@@ -211,7 +185,7 @@ def loss_terms(
     Raises:
       ValueError: if `params` or `decay` do not fit the problem, or a decay is negative.
     """
-    problem.check_params(params)
+    params = problem.as_params(params)
     decay = Decay.of(decay, problem.depth)
     return fit(params, problem), jnp.sum(regularisation_terms(params, decay))
 

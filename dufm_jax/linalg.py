@@ -39,9 +39,9 @@ def as_floats(values: ArrayLike, name: str = "the array") -> Float[Array, "..."]
       name: For the message.
 
     Raises:
-      ValueError: if they are complex.
+      ValueError: if they are no numbers, or complex.
     """
-    array = jnp.asarray(values)
+    array = _as_array(values, name)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(f"{name} must be real numbers, got {array.dtype}.")
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -49,16 +49,50 @@ def as_floats(values: ArrayLike, name: str = "the array") -> Float[Array, "..."]
     return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
 
+def _as_array(values: ArrayLike, name: str) -> Array:
+    try:
+        return jnp.asarray(values)
+    except (TypeError, ValueError):
+        given = type(values).__name__
+        raise ValueError(f"{name} must be an array of real numbers, got a {given}.") from None
+
+
 def as_matrix(values: ArrayLike, name: str = "the matrix") -> Float[Array, "m n"]:
     """Returns `as_floats` of a matrix that is not empty.
 
     Raises:
-      ValueError: if it is no matrix, empty or complex.
+      ValueError: if it is no matrix of real numbers, or empty.
     """
     matrix = as_floats(values, name)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"{name} must be two-dimensional and not empty, got shape {matrix.shape}.")
     return matrix
+
+
+def as_number(name: str, value: Any) -> float:
+    """Returns a known real number as a Python float; infinity if it is too large for one.
+
+    Args:
+      name: For the message.
+      value: Python's, NumPy's or JAX's.
+
+    Raises:
+      ValueError: if it is anything else, such as an array, a string or a traced number.
+    """
+    if not is_known(value):
+        raise ValueError(f"{name} must be known, but it is traced by jit, vmap or grad.")
+    if isinstance(value, (list, tuple)):
+        raise ValueError(f"{name} must be one number, got a {type(value).__name__}.")
+    if np.ndim(value):
+        raise ValueError(f"{name} must be one number, got shape {np.shape(value)}.")
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return float(value)
+    except OverflowError:
+        return float("inf")
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be one number, got {value!r}.") from None
 
 
 def check_tolerance(name: str, tolerance: Any, *, zero: bool = False) -> None:
@@ -69,9 +103,10 @@ def check_tolerance(name: str, tolerance: Any, *, zero: bool = False) -> None:
       tolerance: A number or scalar array.
       zero: Whether it may be 0.
     """
-    if np.ndim(tolerance):
-        raise ValueError(f"{name} must be one number, got shape {np.shape(tolerance)}.")
-    if is_known(tolerance) and not (0 < tolerance < 1 or (zero and tolerance == 0)):
+    if not is_known(tolerance) and not np.ndim(tolerance):
+        return
+    number = as_number(name, tolerance)
+    if not (0 < number < 1 or (zero and number == 0)):
         between = "at least 0 and below 1" if zero else "between 0 and 1"
         raise ValueError(f"{name} must be {between}, got {tolerance}.")
 
@@ -82,8 +117,27 @@ def singular_values(matrix: ArrayLike) -> Float[Array, " rank"]:
     All are NaN where an entry is NaN or infinite.
     """
     scaled, scale = formulas.rescale(as_matrix(matrix))
-    values = scale[0, 0] * jnp.linalg.svd(scaled, compute_uv=False)
-    return jnp.where(jnp.all(jnp.isfinite(scaled)), values, jnp.nan)
+    finite = jnp.all(jnp.isfinite(scaled))
+    values = scale[0, 0] * jnp.linalg.svd(_finite_or_zero(scaled, finite), compute_uv=False)
+    return jnp.where(finite, values, _undefined(scaled))
+
+
+def _decompose(matrix: Float[Array, "m n"]) -> tuple[Array, Array, Array]:
+    """Returns U, s and V^T, all NaN where an entry is NaN or infinite."""
+    finite = jnp.all(jnp.isfinite(matrix))
+    parts = jnp.linalg.svd(_finite_or_zero(matrix, finite), full_matrices=False)
+    left, values, right = (jnp.where(finite, part, _undefined(matrix)) for part in parts)
+    return left, values, right
+
+
+def _finite_or_zero(matrix: Float[Array, "m n"], finite: Bool[Array, ""]) -> Float[Array, "m n"]:
+    """Returns the matrix if it is finite, or else zeros: LAPACK writes to stderr of others."""
+    return jnp.where(finite, matrix, 0)
+
+
+def _undefined(matrix: Float[Array, "m n"]) -> Float[Array, ""]:
+    """Returns NaN, whose derivative is NaN too, of a matrix that is not finite."""
+    return 0 * jnp.sum(formulas.rescale(matrix)[0]) ** 2
 
 
 def numerical_rank(matrix: ArrayLike, tolerance: Number) -> Int[Array, ""]:
@@ -124,7 +178,7 @@ def pseudo_inverse(matrix: ArrayLike, tolerance: Number) -> Float[Array, "n m"]:
 
 @jax.custom_jvp
 def _pseudo_inverse(matrix: Float[Array, "m n"], tolerance: Number) -> Float[Array, "n m"]:
-    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    left, values, right = _decompose(matrix)
     return (right.T * _inverses(values, tolerance)[None, :]) @ left.T
 
 
@@ -152,7 +206,7 @@ def _pseudo_inverse_change(
     if i alone is. Outside of the singular vectors s_j is zero.
     """
     (matrix, tolerance), change = primals, tangents[0]
-    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    left, values, right = _decompose(matrix)
     inverses = _inverses(values, tolerance)
     kept = inverses > 0
     inner = left.T @ change @ right.T
@@ -172,9 +226,24 @@ def _pseudo_inverse_change(
     return inverse, (left @ core @ right + above + beside).T
 
 
-def rounding(matrix: Float[Array, "m n"]) -> float:
-    """Returns max(m, n) times the rounding unit of the type, the default relative cut-off."""
-    return max(matrix.shape) * float(jnp.finfo(matrix.dtype).eps)
+def rounding(matrix: ArrayLike) -> float:
+    r"""Returns the default relative cut-off, below which a singular value may be rounding.
+
+    It is max(m, n) \epsilon, with the \epsilon of the type that the decomposition is computed in.
+    Where the matrix is given in a narrower type, the entries a_{ij} are wrong by up to
+    |a_{ij}| \epsilon / 2 with the \epsilon of that type, which moves singular values by up to
+    ||A||_F \epsilon / 2, at most sqrt(min(m, n)) \epsilon / 2 times the largest one.
+
+    Args:
+      matrix: A in the type that it was given in, [m, n].
+    """
+    given = _as_array(matrix, "the matrix").dtype
+    computed = as_matrix(matrix)
+    cut_off = max(computed.shape) * float(jnp.finfo(computed.dtype).eps)
+    if jnp.issubdtype(given, jnp.floating) and given != computed.dtype:
+        stored = min(computed.shape) ** 0.5 * float(jnp.finfo(given).eps) / 2
+        cut_off = max(cut_off, stored)
+    return min(cut_off, 0.5)
 
 
 def schatten_power(
@@ -188,8 +257,8 @@ def schatten_power(
     Args:
       matrix: [m, n].
       order: p > 0.
-      tolerance: Singular values up to this share of the largest count as zero; by default max(m, n)
-        times the rounding of the matrix's type, 2.2e-16 for float64 and 1.2e-7 for float32.
+      tolerance: Singular values up to this share of the largest count as zero; by default the
+        `rounding` of the matrix, which in float64 is max(m, n) times 2.2e-16.
 
     Raises:
       ValueError: if it is no matrix, or a known order or tolerance is out of range.
@@ -217,9 +286,8 @@ def _above_rounding(
     matrix: ArrayLike, order: Any, tolerance: Any
 ) -> tuple[Float[Array, " rank"], Bool[Array, " rank"]]:
     """Returns the singular values and which of them count."""
-    if is_known(order) and not 0 < order < np.inf:
+    if is_known(order) and not 0 < as_number("the order of a Schatten norm", order) < np.inf:
         raise ValueError(f"the order of a Schatten norm must be positive and finite, got {order}.")
-    matrix = as_matrix(matrix)
     if tolerance is None:
         tolerance = rounding(matrix)
     check_tolerance("the tolerance of a Schatten norm", tolerance, zero=True)
@@ -265,7 +333,7 @@ def balanced_factorisation(
       decay_right: lambda_B > 0.
       width: The inner dimension, at least 1. Columns of A and rows of B above min(m, n) are zero.
       tolerance: Singular values up to this share of the largest may be dropped by a narrow width;
-        by default max(m, n) times the rounding of the matrix's type.
+        by default the `rounding` of the matrix.
 
     Returns:
       A [m, width] and B [width, n].
@@ -274,11 +342,11 @@ def balanced_factorisation(
       ValueError: if C is no matrix, the width is below 1 or below a known rank, or a known decay is
         not positive and finite.
     """
-    matrix = as_matrix(matrix)
     width = _check_factors(decay_left, decay_right, width)
     tolerance = rounding(matrix) if tolerance is None else tolerance
+    matrix = as_matrix(matrix)
     check_tolerance("the tolerance of a rank", tolerance, zero=True)
-    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    left, values, right = _decompose(matrix)
     if is_known(values) and is_known(tolerance) and width < values.size:
         rank = int(formulas.rank(values, tolerance))
         if rank > width:
@@ -299,7 +367,8 @@ def balanced_factorisation(
 
 def _check_factors(decay_left: Any, decay_right: Any, width: Any) -> int:
     for decay in (decay_left, decay_right):
-        if np.ndim(decay) or (is_known(decay) and not 0 < decay < np.inf):
+        traced = not is_known(decay) and not np.ndim(decay)
+        if not traced and not 0 < as_number("the decay of a factor", decay) < np.inf:
             raise ValueError(f"the decay of a factor must be positive and finite, got {decay}.")
     try:
         width = operator.index(width)

@@ -8,6 +8,7 @@ frozen dataclasses, so that equal ones hash alike and nothing is compiled twice 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,21 @@ class LabelSmoothing:
         return cross_entropy(outputs, smoothed)
 
 
+def _as_number(name: str, value: Any) -> float:
+    """Returns a known real number as a Python float; `linalg.as_number` is right of this module."""
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(f"{name} must be known, but it is traced by jit, vmap or grad.")
+    try:
+        if isinstance(value, (str, bytes)) or (hasattr(value, "shape") and value.shape):
+            raise TypeError
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        given = f"shape {value.shape}" if hasattr(value, "shape") and value.shape else repr(value)
+        raise ValueError(f"{name} must be one number, got {given}.") from None
+
+
 def label_smoothing(alpha: float) -> LabelSmoothing:
     r"""Returns cross-entropy to the targets (1 - \alpha) y + \alpha / K (Szegedy et al., 2016).
 
@@ -46,11 +62,12 @@ def label_smoothing(alpha: float) -> LabelSmoothing:
       alpha: The share that is spread over all classes, from 0 to below 1.
 
     Raises:
-      ValueError: if alpha is out of range.
+      ValueError: if alpha is no known number, or out of range.
     """
+    alpha = _as_number("alpha", alpha)
     if not 0 <= alpha < 1:
         raise ValueError(f"alpha must be at least 0 and below 1, got {alpha}.")
-    return LabelSmoothing(float(alpha))
+    return LabelSmoothing(alpha)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +94,9 @@ def focal(gamma: float) -> Focal:
       gamma: At least 0 and finite; 0 is cross-entropy.
 
     Raises:
-      ValueError: if gamma is out of range.
+      ValueError: if gamma is no known number, or out of range.
     """
+    gamma = _as_number("gamma", gamma)
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be at least 0 and finite, got {gamma}.")
-    return Focal(float(gamma))
+    return Focal(gamma)

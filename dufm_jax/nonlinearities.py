@@ -65,6 +65,21 @@ class LeakyReLU:
         return jnp.where(values > 0, values, self.slope * values)
 
 
+def _as_number(name: str, value: Any) -> float:
+    """Returns a known real number as a Python float; `linalg.as_number` is right of this module."""
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(f"{name} must be known, but it is traced by jit, vmap or grad.")
+    try:
+        if isinstance(value, (str, bytes)) or (hasattr(value, "shape") and value.shape):
+            raise TypeError
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        given = f"shape {value.shape}" if hasattr(value, "shape") and value.shape else repr(value)
+        raise ValueError(f"{name} must be one number, got {given}.") from None
+
+
 def leaky_relu(slope: float = 0.01) -> LeakyReLU:
     """Returns the leaky ReLU (Maas, Hannun and Ng, 2013).
 
@@ -72,11 +87,12 @@ def leaky_relu(slope: float = 0.01) -> LeakyReLU:
       slope: The derivative below zero, finite.
 
     Raises:
-      ValueError: if the slope is not finite.
+      ValueError: if the slope is no known number, or not finite.
     """
+    slope = _as_number("the slope", slope)
     if not math.isfinite(slope):
         raise ValueError(f"the slope must be finite, got {slope}.")
-    return LeakyReLU(float(slope))
+    return LeakyReLU(slope)
 
 
 @elementwise
@@ -102,11 +118,12 @@ def smoothed_relu(epsilon: float) -> SmoothedReLU:
       epsilon: The length of the smoothed interval, positive, in units of the activations.
 
     Raises:
-      ValueError: if epsilon is not positive and finite.
+      ValueError: if epsilon is no known number, or not positive and finite.
     """
+    epsilon = _as_number("epsilon", epsilon)
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon must be positive and finite, got {epsilon}.")
-    return SmoothedReLU(float(epsilon))
+    return SmoothedReLU(epsilon)
 
 
 def partly_linear(depth: int) -> tuple[Nonlinearity, ...]:
@@ -133,7 +150,12 @@ def with_bias(nonlinearity: Nonlinearity = relu) -> WithBias:
 
     Args:
       nonlinearity: Of the other units; marked `elementwise`, or one that accepts a unit more.
+
+    Raises:
+      ValueError: if it cannot be called.
     """
+    if not callable(nonlinearity):
+        raise ValueError(f"the nonlinearity must be a function of arrays, got {nonlinearity!r}.")
     return WithBias(nonlinearity)
 
 

@@ -133,7 +133,7 @@ class Problem:
             )
         set_field(self, "widths", tuple(as_size("each width", width, 1) for width in self.widths))
         set_field(self, "nonlinearity", self._normalised_nonlinearity())
-        _check_function("the loss", self.loss)
+        self._check_functions()
 
     @classmethod
     def with_width(
@@ -176,7 +176,8 @@ class Problem:
     @property
     def num_samples(self) -> int:
         """N, the number of samples of all classes."""
-        return sum(self.class_counts)
+        counts = self.samples_per_class
+        return sum(counts) if isinstance(counts, tuple) else self.num_classes * counts
 
     @property
     def labels(self) -> Int[np.ndarray, " N"]:
@@ -208,6 +209,25 @@ class Problem:
         if not self.fits(needed):
             raise ValueError(f"{name} needs widths of at least {needed}, got {self.widths}.")
 
+    def as_params(self, params: Params) -> Params:
+        """Returns the parameters as arrays.
+
+        Raises:
+          ValueError: if they do not have the shapes of this problem.
+        """
+        if not isinstance(params, Params):
+            raise ValueError(
+                "parameters must be Params(features=H_1, weights=(W_1, ..., W_L)), got "
+                f"{type(params).__name__}."
+            )
+
+        def as_array(leaf: Any) -> Array:
+            return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf, float)
+
+        arrays = Params(as_array(params.features), tuple(map(as_array, params.weights)))
+        self.check_params(arrays)
+        return arrays
+
     def check_params(self, params: Params) -> None:
         """Raises ValueError unless `params` has the shapes of this problem."""
         given = jnp.shape(params.features), tuple(jnp.shape(weight) for weight in params.weights)
@@ -234,16 +254,30 @@ class Problem:
         """The nonlinearity of all hidden layers, or a tuple of one for each."""
         given = self.nonlinearity
         if not isinstance(given, (tuple, list)):
-            _check_function("the nonlinearity", given)
             return given
         if len(given) != self.depth - 1:
             raise ValueError(
                 f"a depth of {self.depth} needs {self.depth - 1} nonlinearities, or one for all "
                 f"hidden layers, got {len(given)}."
             )
-        for one in given:
-            _check_function("each nonlinearity", one)
-        return given[0] if len(set(given)) == 1 else tuple(given)
+        return given[0] if given and all(one == given[0] for one in given) else tuple(given)
+
+    def _check_functions(self) -> None:
+        """Raises ValueError unless the functions can be called on arrays of this problem."""
+        matrix = jax.ShapeDtypeStruct((self.num_classes, self.num_samples), jnp.float32)
+        _check_function(
+            "the loss, loss(outputs [K, N], targets [K, N]) -> values [N],",
+            self.loss,
+            (matrix, matrix),
+            (self.num_samples,),
+        )
+        chosen = self.nonlinearity if isinstance(self.nonlinearity, tuple) else (self.nonlinearity,)
+        for apply, width in zip(chosen * (self.depth - 1), self.widths[1:], strict=False):
+            shape = (width, self.num_samples)
+            columns = jax.ShapeDtypeStruct(shape, jnp.float32)
+            _check_function("a nonlinearity of arrays [d, N]", apply, (columns,), shape)
+        if self.depth == 1 and chosen:
+            _check_function("a nonlinearity of arrays [d, N]", chosen[0])
 
 
 def strength_limits(dtype: jax.typing.DTypeLike = float) -> tuple[float, float]:
@@ -255,6 +289,20 @@ def strength_limits(dtype: jax.typing.DTypeLike = float) -> tuple[float, float]:
     """
     least = math.sqrt(jnp.finfo(jnp.result_type(dtype, float)).tiny)
     return least, 1 / least
+
+
+def check_range(decay: Decay, dtype: jax.typing.DTypeLike) -> None:
+    """Raises ValueError if a known strength is not 0 but would be 0 or infinite in that type."""
+    if not is_known(decay):
+        return
+    values = np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in decay])
+    limits = jnp.finfo(dtype)
+    least, most = float(limits.tiny), float(limits.max)
+    if ((values != 0) & ~((values >= least) & (values <= most))).any():
+        raise ValueError(
+            f"every decay must be 0 or from {least:.3g} to {most:.3g} for parameters of type "
+            f"{jnp.dtype(dtype)}, got {values.tolist()}."
+        )
 
 
 def is_known(decay: Decay) -> bool:
@@ -280,7 +328,12 @@ def _as_float(value: Any) -> Array:
     return array.astype(jnp.result_type(array, float))
 
 
-def _check_function(name: str, function: Any) -> None:
+def _check_function(
+    name: str,
+    function: Any,
+    arguments: tuple[jax.ShapeDtypeStruct, ...] | None = None,
+    wanted: tuple[int, ...] = (),
+) -> None:
     if not callable(function):
         raise ValueError(f"{name} must be a function of arrays, got {function!r}.")
     try:
@@ -290,6 +343,28 @@ def _check_function(name: str, function: Any) -> None:
             f"{name} must be hashable, as functions and frozen dataclasses are, got "
             f"{type(function).__name__}."
         ) from None
+    if arguments is None or function in _KNOWN:
+        return
+    try:
+        found = getattr(jax.eval_shape(function, *arguments), "shape", None)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200].rstrip(".") if str(error) else error
+        raise ValueError(
+            f"{name} must be a function of such arrays, but {function!r} fails on shapes "
+            f"{[argument.shape for argument in arguments]}: {reason}."
+        ) from error
+    if found != wanted:
+        raise ValueError(f"{name} must return an array of shape {wanted}, got {found}.")
+
+
+# These need no trial.
+_KNOWN = (
+    losses.squared_error,
+    losses.cross_entropy,
+    nonlinearities.relu,
+    nonlinearities.identity,
+    nonlinearities.gelu,
+)
 
 
 def as_size(name: str, value: Any, least: int, most: int = _MOST) -> int:

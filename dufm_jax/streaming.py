@@ -8,7 +8,8 @@ Deviations are summed around means (Chan, Golub and LeVeque, 1983), since E|h|^2
 where the mean is large. All of it is NumPy in float64, whatever JAX is set to.
 """
 
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -43,8 +44,9 @@ def empty(num_classes: int, width: int, *, scatter: bool = True) -> Moments:
         it, memory and time grow as d, not as its square.
 
     Raises:
-      ValueError: if a size is too small.
+      ValueError: if a size is no integer, or too small.
     """
+    num_classes, width = _as_integer("num_classes", num_classes), _as_integer("width", width)
     if num_classes < 2 or width < 1:
         raise ValueError(
             f"at least 2 classes and a width of 1 are needed, got {num_classes} and {width}."
@@ -57,12 +59,19 @@ def empty(num_classes: int, width: int, *, scatter: bool = True) -> Moments:
     )
 
 
+def _as_integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}.") from None
+
+
 def update(moments: Moments, features: ArrayLike, labels: ArrayLike) -> Moments:
     """Returns the moments with a batch of samples added.
 
     Args:
       moments: Of the samples before.
-      features: [B, d], of any real type; arrays or lists.
+      features: [B, d], of any real type; arrays or lists. Empty lists are no samples.
       labels: Integers from 0 to K - 1, [B].
 
     Raises:
@@ -147,8 +156,10 @@ def check_features(moments: Moments, features: ArrayLike) -> Float[np.ndarray, "
     Raises:
       ValueError: unless they are finite and of the right width.
     """
-    features = np.asarray(features)
+    features = _as_array("features", features)
     width = moments.means.shape[1]
+    if features.shape == (0,):  # An empty list has no rows to tell a width.
+        features = np.zeros((0, width))
     if features.ndim != 2:
         raise ValueError(
             f"features must be [samples, width], a row a sample, got shape {features.shape}."
@@ -156,6 +167,13 @@ def check_features(moments: Moments, features: ArrayLike) -> Float[np.ndarray, "
     if features.shape[1] != width:
         raise ValueError(f"features must have a width of {width}, got {features.shape[1]}.")
     return check_numbers("features", features)
+
+
+def _as_array(name: str, values: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError):  # Rows of unequal lengths; or traced by JAX's jit.
+        raise ValueError(f"{name} must be known numbers, in rows of equal lengths.") from None
 
 
 def check_numbers(name: str, values: np.ndarray) -> Float[np.ndarray, "m n"]:
@@ -184,7 +202,7 @@ def check_labels(
     Raises:
       ValueError: unless they are `samples` integers from 0 to K - 1.
     """
-    labels = np.asarray(labels)
+    labels = _as_array(name, labels)
     if not labels.size:
         labels = labels.astype(int)  # An empty list has no type of its own.
     largest = len(moments.counts) - 1

@@ -96,6 +96,14 @@ def check_least(config: Any, least: int, *names: str) -> None:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(config, name)}.")
 
 
+def check_each(config: Any, least: float, *names: str) -> None:
+    """Raises a ValueError if a number of one of these lists is below `least`."""
+    for name in names:
+        for value in getattr(config, name):
+            if value < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}.")
+
+
 def whole(name: str, values: Sequence[float]) -> tuple[int, ...]:
     """Returns the values of a flag as integers, which they must be, and positive.
 

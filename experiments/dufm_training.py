@@ -42,6 +42,7 @@ from dufm_jax import (
     sweep,
     theory,
 )
+from dufm_jax.problem import check_range
 from experiments import cli, dufm_figure, estimates, functions, records, trainings
 
 _MOST_SEEDS = 1_000_000
@@ -103,6 +104,14 @@ class Config:
 
     def __post_init__(self) -> None:
         cli.check(self)
+        counts = cli.whole("class_counts", self.class_counts)
+        object.__setattr__(self, "class_counts", counts)
+        if counts and len(counts) != self.num_classes:
+            raise ValueError(
+                f"--class_counts must be {self.num_classes} numbers, one for each class, got "
+                f"{len(counts)}."
+            )
+        cli.check_each(self, 0, "weight_decay", "features_decay")
         if not 1 <= self.num_seeds <= _MOST_SEEDS:
             raise ValueError(f"--num_seeds must be 1 to {_MOST_SEEDS}, got {self.num_seeds}.")
         cli.check_least(self, 1, "num_steps")
@@ -127,6 +136,7 @@ class Config:
             )
         trainings.check(self.resume, self.overwrite, self.checkpoint_seconds)
         _ = self.problem, self.grid  # Their constructors check the sizes, decays and rates.
+        check_range(self.grid.decay(self.depth), self.dtype)
         name, size = max(self.result_bytes.items(), key=lambda pair: pair[1])
         if size >= records.MOST_BYTES:
             raise ValueError(
@@ -143,10 +153,9 @@ class Config:
     @property
     def problem(self) -> Problem:
         """What is minimised."""
-        counts = cli.whole("class_counts", self.class_counts)
         return Problem.with_width(
             num_classes=self.num_classes,
-            samples_per_class=counts or self.samples_per_class,
+            samples_per_class=tuple(map(int, self.class_counts)) or self.samples_per_class,
             depth=self.depth,
             width=self.width,
             loss=functions.loss(self.loss),
@@ -399,8 +408,9 @@ _ANSWERS = {True: "yes", False: "no", None: "-"}
 
 def table(rows: Sequence[dict[str, Any]], depth: int) -> str:
     """The end of each run, for the terminal: loss, ranks, and where it lies."""
-    header = "seed  decay    rate    loss      ranks M_2..M_L  before ReLU  below DNC  "
-    lines = [header + "loss/SRG-1  Gram to SRG  structure"]
+    header = "rate    loss      ranks M_2..M_L  before ReLU  below DNC  loss/SRG-1  Gram to SRG  "
+    of_features = rows and "features_decay" in rows[0]
+    lines = [f"seed  decay    {'of H_1   ' if of_features else ''}{header}structure"]
     for row in rows:
         if row["diverged_at"] is not None:
             end = f"diverged at step {row['diverged_at']}"
@@ -418,9 +428,10 @@ def table(rows: Sequence[dict[str, Any]], depth: int) -> str:
                 f"{_ANSWERS[row['below_dnc']]:<10s} {excess:>10s}  {distance:>11s}  "
                 f"{row['structure']}"
             )
-        lines.append(
-            f"{row['seed']:4d}  {row['weight_decay']:<7g}  {row['learning_rate']:<6g}  {end}"
-        )
+        decay = f"{row['weight_decay']:<7g}  "
+        if of_features:
+            decay += f"{row['features_decay']:<7g}  "
+        lines.append(f"{row['seed']:4d}  {decay}{row['learning_rate']:<6g}  {end}")
     return "\n".join(lines)
 
 

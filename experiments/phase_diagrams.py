@@ -93,6 +93,9 @@ class Config:
         for name, values in self.axes.items():
             if len(set(values)) < max(1, len(values)):
                 raise ValueError(f"--{name} must be one or more distinct numbers, got {values}.")
+        cli.check_each(self, 2, "depths")  # Ranks are of hidden layers.
+        if min(self.decays) <= 0:  # Its axis is logarithmic.
+            raise ValueError(f"--decays must be positive, got {list(self.decays)}.")
         for classes in self.axes["num_classes"]:
             if not any(width >= classes for width in self.axes["widths"]):
                 raise ValueError(f"--widths must have one of at least K={classes}.")

@@ -24,6 +24,13 @@ _hook = install_import_hook("dufm_jax", "beartype.beartype")
 _hook.__enter__()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module():
+    """Frees the compiled programs of a module, which grow to gigabytes; the folder keeps them."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def key():
     """One fixed key; split or fold it for more."""

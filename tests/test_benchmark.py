@@ -116,7 +116,7 @@ def test_figure_shows_scaling_where_it_was_measured(tmp_path):
         ({"num_steps": 0}, "--num_steps must be at least 1"),
         ({"baseline_steps": 0}, "--baseline_steps must be at least 1"),
         ({"num_seeds": 0}, "at least one seed"),
-        ({"weight_decay": -1.0}, "every weight decay must be positive"),
+        ({"weight_decay": -1.0}, "every weight decay must be 0, or positive"),
     ],
 )
 def test_bad_values_give_one_sentence(tmp_path, changes, pattern):

@@ -257,9 +257,16 @@ def test_sweep_with_diverging_runs(tmp_path, monkeypatch, capsys):
     [
         {"num_classes": 1},
         {"samples_per_class": 0},
-        {"depth": 1},
+        {"depth": 0},
         {"width": 0},
-        {"weight_decay": (0.0,)},
+        {"class_counts": (2.0, 3.0)},
+        {"class_counts": (2.5, 3.0, 1.0, 1.0, 1.0, 1.0)},
+        {"features_decay": (-0.1,)},
+        {"features_decay": (0.1, 0.1)},
+        {"weight_decay": (1e-60,)},  # Would be 0 in float32.
+        {"loss": "hinge"},
+        {"loss": "focal(-1)"},
+        {"nonlinearity": "leaky_relu(x)"},
         {"weight_decay": (-1.0,)},
         {"weight_decay": (0.1, math.nan)},
         {"weight_decay": ()},

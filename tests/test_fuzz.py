@@ -43,6 +43,7 @@ bad_numbers = st.sampled_from(
     ]
 )
 sane = st.floats(-6, 0).map(lambda power: 10.0**power)
+bad_decays = bad_numbers.filter(lambda value: value != 0)  # No regularisation is a choice.
 extreme = st.one_of(
     st.floats(LEAST, MOST), st.sampled_from([LEAST, MOST, 1e-100, 1e100, 1.0]), sane
 )
@@ -162,7 +163,7 @@ def test_bad_decays_are_refused(data):
     entries = data.draw(st.lists(extreme, min_size=depth + 1, max_size=depth + 1))
     length = data.draw(st.integers(0, 6))
     if length == depth:
-        entries[data.draw(st.integers(0, depth))] = data.draw(bad_numbers)
+        entries[data.draw(st.integers(0, depth))] = data.draw(bad_decays)
         decay = Decay(jnp.asarray(entries[0]), jnp.asarray(entries[1:]))
     else:
         decay = Decay(jnp.asarray(entries[0]), jnp.full(length, entries[1]))
@@ -171,21 +172,22 @@ def test_bad_decays_are_refused(data):
         (problem.features_shape, problem.weight_shapes),
         is_leaf=lambda leaf: isinstance(leaf[0], int),
     )
-    for call in (
+    calls = [
         lambda: theory.dnc_loss(problem, decay),
-        lambda: theory.srg_loss(problem, decay),
         lambda: dnc.build(problem, decay),
-        lambda: srg.build(problem, decay),
         lambda: dufm.objective(Params(*params), problem, decay),
         lambda: metrics.measure(Params(*params), problem, decay, rank_tolerance=1e-3),
-    ):
+    ]
+    if depth > 2:  # Else there is no SRG solution, whatever the decay.
+        calls += [lambda: theory.srg_loss(problem, decay), lambda: srg.build(problem, decay)]
+    for call in calls:
         found, message = attempt(call)
         assert found is None
         assert "decay" in message
 
 
 @examples(30)
-@given(bad_numbers, st.sampled_from([2, 3, 7]))
+@given(bad_decays, st.sampled_from([2, 3, 7]))
 def test_bad_uniform_decays_are_refused(value, depth):
     _, message = attempt(Decay.uniform, value, depth)
     assert "decay" in message
@@ -411,13 +413,13 @@ strengths = st.one_of(extreme, bad_numbers)
 )
 def test_grids(seeds, weight_decays, learning_rates):
     grid, message = attempt(sweep.Grid.product, seeds, weight_decays, learning_rates)
-    values = [*weight_decays, *learning_rates]
     good = (
         0 < len(seeds) * len(weight_decays) * len(learning_rates) <= sweep.MOST_RUNS
         and min(seeds) >= 0
         and max(seeds) < 2**31
-        and all(LEAST <= value <= MOST for value in values)
-        and all(len(set(one)) == len(one) for one in (weight_decays, learning_rates))
+        and all(value == 0 or LEAST <= value <= MOST for value in weight_decays)
+        and all(LEAST <= value <= MOST for value in learning_rates)
+        and all(len(set(one)) == len(one) for one in (seeds, weight_decays, learning_rates))
     )
     assert (grid is not None) == good, message
     if grid is not None:
@@ -427,6 +429,7 @@ def test_grids(seeds, weight_decays, learning_rates):
             for rate in learning_rates
             for seed in seeds
         ]
-        assert list(zip(*(column.tolist() for column in grid), strict=True)) == rows
+        columns = grid.seed, grid.weight_decay, grid.learning_rate
+        assert list(zip(*(column.tolist() for column in columns), strict=True)) == rows
         assert grid.num_runs == len(rows)
         assert (grid.seed.dtype, grid.weight_decay.dtype) == (np.int64, np.float64)

@@ -276,6 +276,7 @@ def init(problem: Problem, key: jax.Array, decay: Decay, dtype: str = "float64")
 def run(seeds=(0,), **options):
     """All items of a sweep in which the classes collapse well before the end."""
     options = {"num_steps": 6000, "record_every": 100, "init": init} | options
+    options = {"records_per_chunk": 1} | options  # One program fewer of each kind.
     grid = sweep.Grid.product(seeds, (0.01,), (options.pop("rate", 0.5),))
     return list(sweep.run(options.pop("problem", PROBLEM), grid, **options))
 
@@ -384,11 +385,8 @@ def test_what_is_not_reduced_is_as_without_the_reduction(options):
 @pytest.mark.parametrize(
     "functions",
     [
-        {"loss": losses.cross_entropy},
-        {"loss": log_cosh, "nonlinearity": jnp.tanh},
-        {"nonlinearity": normalised},
-        {"nonlinearity": dufm.with_bias(dufm.smoothed_relu(0.1))},
-        {"samples_per_class": (6, 5, 3, 2), "nonlinearity": dufm.smoothed_relu(0.1)},
+        {"loss": losses.cross_entropy, "samples_per_class": (6, 5, 3, 2)},
+        {"loss": log_cosh, "nonlinearity": (normalised, dufm.with_bias(dufm.smoothed_relu(0.1)))},
     ],
     ids=cases.name_of,
 )
@@ -397,7 +395,7 @@ def test_any_problem_ends_where_it_would_without_the_reduction(functions):
     options = {"problem": problem, "rate": 0.2, "num_steps": 8000}
     reduced, full = run(**options), run(**options, reduce=False)
     assert (reduced[-1].reduced_at > 0).all()
-    np.testing.assert_allclose(final_losses(reduced), final_losses(full), rtol=1e-5)
+    np.testing.assert_allclose(final_losses(reduced), final_losses(full), rtol=1e-4)
     found = metrics.measure(
         jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), reduced[-1].state.params),
         problem,
@@ -418,6 +416,11 @@ def centred_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return errors - 0.5 * jnp.mean(errors)
 
 
+def weighted_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """A loss with a weight for each of the problem's samples."""
+    return jnp.linspace(0.5, 2, 20) * losses.squared_error(outputs, targets)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -430,6 +433,14 @@ def centred_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
         ({"optimizer": optax.adam}, "the optimiser's step"),
         ({"optimizer": functools.partial(optax.sgd, momentum=0.5)}, "the optimiser's step"),
         ({"optimizer": lambda rate: optax.scale(-2 * rate)}, "the optimiser's step"),
+        (
+            {"optimizer": lambda rate: optax.chain(optax.clip(2.0), optax.sgd(rate))},
+            "the optimiser's step",
+        ),
+        (
+            {"problem": dataclasses.replace(PROBLEM, loss=weighted_error)},
+            "depends on other samples",
+        ),
         (
             {
                 "optimizer": lambda rate: optax.chain(

@@ -63,6 +63,31 @@ def test_the_rank_of_what_is_not_finite_is_not_determined(bad):
     assert np.isnan(linalg.singular_values(matrix)).all()
 
 
+def test_what_is_not_finite_is_not_given_to_lapack(capfd):
+    # It writes to stderr of it.
+    for bad in (np.nan, np.inf):
+        matrix = _matrix((6, 5)).at[3, 1].set(bad)
+        for call in (
+            lambda matrix: jnp.sum(linalg.singular_values(matrix)),
+            lambda matrix: jnp.sum(linalg.pseudo_inverse(matrix, 0.1)),
+            lambda matrix: jnp.sum(linalg.balanced_factorisation(matrix, 1, 1, 5)[0]),
+        ):
+            value, gradient = jax.jit(jax.value_and_grad(call))(matrix)
+            assert np.isnan(value)
+            assert np.isnan(gradient).any()
+    assert capfd.readouterr().err == ""
+
+
+def test_singular_values_of_finite_matrices_are_those_of_the_decomposition():
+    for dtype in ("float32", "float64"):
+        matrix = _matrix((6, 5)).astype(dtype)
+        expected = jnp.linalg.svd(matrix, compute_uv=False)
+        np.testing.assert_allclose(linalg.singular_values(matrix), expected, **EXACT)
+        gradient = jax.grad(lambda matrix: jnp.sum(linalg.singular_values(matrix)))(matrix)
+        left, _, right = np.linalg.svd(np.asarray(matrix, float), full_matrices=False)
+        np.testing.assert_allclose(gradient, left @ right, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "bool", "bfloat16", "float16", "int32"])
 def test_any_real_type_is_computed_in_a_float_that_holds_it(dtype):
     # Sums of squares wrap in uint8 and overflow in float16; bfloat16 has no decomposition at all.
@@ -124,6 +149,12 @@ def test_the_largest_and_least_float32_neither_overflow_nor_vanish(scale):
         (lambda: linalg.balanced_factorisation(jnp.eye(2), 0, 1, 2), "decay .* got 0"),
         (lambda: linalg.balanced_factorisation(jnp.eye(2), 1, -2.0, 2), "decay .* got -2"),
         (lambda: linalg.balanced_factorisation(jnp.ones(2), 1, 1, 2), "two-dimensional"),
+        (lambda: linalg.as_floats([[1, 2], [3]]), "array must be an array of real .* got a list"),
+        (lambda: linalg.as_number("x", "1"), "x must be one number, got '1'"),
+        (lambda: linalg.as_number("x", None), "x must be one number, got None"),
+        (lambda: linalg.as_number("x", [[1], [1, 2]]), "x must be one number, got a list"),
+        (lambda: linalg.as_number("x", np.ones(1)), r"x must be one number, got shape \(1,\)"),
+        (lambda: jax.jit(lambda x: linalg.as_number("x", x))(1.0), "x must be known, but"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -204,6 +235,25 @@ def test_rounding_does_not_count_in_schatten_powers(dtype, depth):
     assert careless > 1.01 * power
     for function in (linalg.schatten_power, linalg.schatten_quasi_norm):
         assert np.isfinite(jax.grad(function)(matrix, 2 / depth)).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_rounding_of_the_given_type_does_not_count(dtype, rank):
+    rows, _ = np.linalg.qr(_matrix((100, rank)))
+    columns, _ = np.linalg.qr(_matrix((200, rank), seed=1))
+    given = jnp.asarray(rows @ columns.T).astype(dtype)
+    assert linalg.schatten_power(given, 0.1) == pytest.approx(rank, rel=1e-2)
+    assert linalg.schatten_quasi_norm(given, 0.5) == pytest.approx(rank**2, rel=1e-2)
+    left, right = linalg.balanced_factorisation(given, 1, 1, width=rank)
+    np.testing.assert_allclose(left @ right, rows @ columns.T, atol=1e-2)
+
+
+def test_default_cut_off_of_a_rank():
+    assert linalg.rounding(np.ones((3, 7))) == 7 * np.finfo(float).eps
+    assert linalg.rounding(jnp.ones((3, 7), "float32")) == 7 * float(np.finfo(np.float32).eps)
+    assert linalg.rounding(np.ones((3, 7), int)) == 7 * np.finfo(float).eps
+    assert linalg.rounding(jnp.ones((400, 900), "bfloat16")) == 20 * 2.0**-8
 
 
 def test_schatten_tolerance_is_a_cut_off():

@@ -1,5 +1,7 @@
 """The losses of the outputs, against plain NumPy and finite differences."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,4 +143,13 @@ def test_equal_losses_hash_alike():
 def test_parameters_out_of_range_raise(make, parameter):
     with pytest.raises(ValueError, match="must be at least 0 and") as error:
         make(parameter)
+    assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize("make", [losses.label_smoothing, losses.focal])
+@pytest.mark.parametrize("parameter", ["0.1", [0.1], None, 1j, np.ones(1)], ids=str)
+def test_parameters_that_are_no_numbers_raise(make, parameter):
+    unchecked = inspect.unwrap(make)  # As users have it, without the tests' type checks.
+    with pytest.raises(ValueError, match=r"(alpha|gamma) must be one number, got") as error:
+        unchecked(parameter)
     assert_one_sentence(str(error.value))

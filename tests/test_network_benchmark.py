@@ -226,7 +226,7 @@ def test_methods_take_turns_until_their_budget_is_used_up():
         ({"features_decay": math.nan}, "--features_decay must be finite"),
         ({"depth": 1}, "--depth must be from 2"),
         ({"batch_size": 26}, "--batch_size must be from 2 to --num_samples=25"),
-        ({"weight_decay": -1.0}, "every weight decay must be positive"),
+        ({"weight_decay": -1.0}, "every weight decay must be 0, or positive"),
         ({"learning_rate": 0.0}, "learning rate"),
     ],
 )

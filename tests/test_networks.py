@@ -14,7 +14,7 @@ from jax.test_util import check_grads
 
 from dufm_jax import dufm, losses
 from dufm_jax.descent.state import ALIVE, State
-from dufm_jax.networks import resnet, runs, training
+from dufm_jax.networks import classifier, resnet, runs, training
 from dufm_jax.networks.classifier import Classifier, Variables
 from dufm_jax.networks.training import Recipe, Strengths
 from dufm_jax.problem import Decay, Problem
@@ -377,16 +377,18 @@ def test_random_images_are_fitted():
 # --- Bad input -----------------------------------------------------------------------------------
 
 
-def _unchecked():
-    """`training` as users have it, without the tests' type checks, which come before its own."""
-    spec = importlib.util.spec_from_file_location("unchecked_training", training.__file__)
+def _unchecked(original):
+    """A module as users have it, without the tests' type checks, which come before its own."""
+    name = f"unchecked_{original.__name__.rpartition('.')[2]}"
+    spec = importlib.util.spec_from_file_location(name, original.__file__)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Where dataclasses look types up.
     spec.loader.exec_module(module)
     return module
 
 
-UNCHECKED = _unchecked()
+UNCHECKED = _unchecked(training)
+UNCHECKED_NETWORK = _unchecked(classifier).Classifier
 
 
 def epoch_of(labels: np.ndarray, **strengths: float):
@@ -424,6 +426,13 @@ def test_any_loss_will_do():
         (lambda: Classifier(3, (64,)), "two or more"),
         (lambda: Classifier(3, (32, 64)), "64"),
         (lambda: Classifier(3, (64, 64), convolution="fast"), "convolution"),
+        (lambda: UNCHECKED_NETWORK(10.5, (64, 64)), "num_classes must be an integer, got 10.5"),
+        (lambda: UNCHECKED_NETWORK("10", (64, 64)), "num_classes must be an integer, got '10'"),
+        (lambda: UNCHECKED_NETWORK(10, (64, 64), blocks=1.5), "blocks must be an integer, got 1.5"),
+        (lambda: UNCHECKED_NETWORK(10, 64), r"widths must be \(d_1, ..., d_L\), .* got 64"),
+        (lambda: Classifier(3, (64, 64), weights_scale=np.nan), "weights_scale must be positive"),
+        (lambda: UNCHECKED.check_labels([[0, 1, 2]], 3), r"for each sample, got shape \(1, 3\)"),
+        (lambda: UNCHECKED.check_labels([[0], [1, 2]], 3), "known integers, one for each sample"),
         (lambda: SMALL.init(jax.random.key(0), (7, 8, 1)), "8 to 32 pixels"),
         (lambda: SMALL.init(jax.random.key(0), (8, 8, 2)), "channels"),
         (lambda: Recipe(SMALL, 12, 1, batch_size=13), "batch size"),

@@ -1,5 +1,6 @@
 """The nonlinearities: values, slopes, biases, and what is marked as acting entry by entry."""
 
+import inspect
 import math
 
 import jax
@@ -77,6 +78,22 @@ def test_a_smoothed_interval_out_of_range_raises(epsilon):
 def test_a_slope_that_is_not_finite_raises(slope):
     with pytest.raises(ValueError, match="slope must be finite") as error:
         dufm.leaky_relu(slope)
+    assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("make", "parameter", "message"),
+    [
+        (dufm.leaky_relu, [0.1], r"the slope must be one number, got \[0.1\]"),
+        (dufm.leaky_relu, 10**400, "the slope must be finite, got inf"),
+        (dufm.smoothed_relu, "a", "epsilon must be one number, got 'a'"),
+        (dufm.with_bias, 3, "must be a function of arrays, got 3"),
+    ],
+)
+def test_parameters_of_other_types_raise(make, parameter, message):
+    unchecked = inspect.unwrap(make)  # As users have it, without the tests' type checks.
+    with pytest.raises(ValueError, match=message) as error:
+        unchecked(parameter)
     assert_one_sentence(str(error.value))
 
 
@@ -195,8 +212,8 @@ def test_one_nonlinearity_a_layer():
         ((3, 3, 3), (dufm.relu,), "a depth of 3 needs 2 nonlinearities, .*got 1"),
         ((3, 3), (dufm.relu, dufm.identity), "a depth of 2 needs 1 nonlinearities, .*got 2"),
         ((3,), (dufm.relu,), "a depth of 1 needs 0 nonlinearities, .*got 1"),
-        ((3, 3, 3), (dufm.relu, 0.5), "each nonlinearity must be a function of arrays, got 0.5"),
-        ((3, 3), "relu", "the nonlinearity must be a function of arrays, got 'relu'"),
+        ((3, 3, 3), (dufm.relu, 0.5), r"a nonlinearity .* must be a function of arrays, got 0.5"),
+        ((3, 3), "relu", r"a nonlinearity .* must be a function of arrays, got 'relu'"),
     ],
 )
 def test_nonlinearities_that_do_not_fit_raise(widths, chosen, message):

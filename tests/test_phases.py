@@ -149,6 +149,23 @@ def test_a_converged_run_ends_at_once_or_after_its_last_steps(reduced, end):
     assert now.ended.all()
 
 
+@pytest.mark.parametrize("looking", [False, True])
+def test_a_run_that_converges_as_its_samples_come_together_ends(looking):
+    rules, now = make((0.01,))
+    if looking:
+        now = advance(advance(now, rules, 100, 3), rules, 400)
+        assert now.phase.tolist() == [Phase.LOOKING]
+    now = advance(now, rules, 450, 3, converged=True)
+    assert (now.phase.tolist(), now.end.tolist()) == ([Phase.CONVERGED], [450])
+    assert now.reduced_at.tolist() == [100 if looking else NEVER]
+
+
+def test_a_run_on_groups_that_converges_as_a_look_is_due_closes():
+    rules, now = make((0.01,))
+    now = advance(advance(now, rules, 100, 3), rules, 400, converged=True)
+    assert (now.phase.tolist(), now.end.tolist()) == ([Phase.CLOSING], [600])
+
+
 @pytest.mark.parametrize("before", ["ALL", "GROUPS", "LOOKING", "CLOSING"])
 def test_a_run_diverges_from_any_phase_and_stays_so(before):
     rules, now = make((0.01,))

@@ -567,6 +567,12 @@ FRAME, HALF = np.eye(3), np.eye(3)[:2]
         ([HALF, FRAME], (RELU, RELU), 3, "layer 3 must be combinations"),
         ([FRAME, FRAME, -FRAME, FRAME], (RELU,) * 4, 3, "layer 5 must be combinations"),
         ([FRAME, -FRAME], (RELU, RELU), 3, "last layer must not all be zero"),
+        ([FRAME], None, 3, "slopes must be a pair of numbers .* got None"),
+        ([FRAME], RELU, 3, r"slopes must be a pair of numbers .* got \(1.0, 0.0\)"),
+        ([FRAME], ((1.0,), RELU), 3, "slopes must be a pair of numbers"),
+        (None, (RELU,), 3, "shapes must be a sequence of matrices"),
+        ([np.nan * FRAME], (RELU,), 3, "class means must be finite"),
+        ([FRAME], (RELU,), "3", "num_classes must be one number, got '3'"),
     ],
 )
 def test_shapes_that_do_not_fit_raise(shapes, slopes, num_classes, message):

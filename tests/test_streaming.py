@@ -1,6 +1,7 @@
 """Moments of batches against two passes over all samples in plain NumPy."""
 
 import functools
+import inspect
 
 import cases
 import numpy as np
@@ -99,6 +100,7 @@ def test_no_samples_are_neutral():
         streaming.merge(moments, nothing),
         streaming.merge(nothing, moments),
         streaming.update(moments, np.zeros((0, 5)), np.zeros(0, int)),
+        streaming.update(moments, [], []),
     ):
         assert_close(same, moments, rtol=0, atol=0)
 
@@ -177,6 +179,7 @@ def test_equal_samples_deviate_by_exactly_zero():
 # --- Refusals ----------------------------------------------------------------------------------
 
 FEATURES, LABELS = draw([2, 2, 2])
+EMPTY = inspect.unwrap(streaming.empty)  # Without the tests' type checks, as users have it.
 NOT_FINITE = FEATURES.copy()
 NOT_FINITE[4, 1] = np.nan
 
@@ -192,6 +195,9 @@ NOT_FINITE[4, 1] = np.nan
         (FEATURES.astype(str), LABELS, "real numbers, got <U"),
         (NOT_FINITE, LABELS, "finite, but row 4 is not"),
         (np.where(np.isnan(NOT_FINITE), np.inf, FEATURES), LABELS, "finite, but row 4"),
+        ([[1, 2], [3]], LABELS, "features must be .* of equal lengths"),
+        (FEATURES, [[0], 1], "labels must be .* of equal lengths"),
+        ([], LABELS, r"each of the 0 samples, got shape \(6,\)"),
         (FEATURES, LABELS[:5], r"each of the 6 samples, got shape \(5,\)"),
         (FEATURES, np.eye(3)[LABELS], r"each of the 6 samples, got shape \(6, 3\)"),
         (FEATURES, LABELS.astype(float), "labels must be integers, got float64"),
@@ -211,6 +217,9 @@ def test_bad_batches_give_one_sentence(features, labels, sentence):
     [
         (functools.partial(streaming.empty, 1, 5), "at least 2 classes"),
         (functools.partial(streaming.empty, 3, 0), "a width of 1"),
+        (functools.partial(EMPTY, 2.0, 2), "num_classes must be an integer, got 2.0"),
+        (functools.partial(EMPTY, "2", 2), "num_classes must be an integer, got '2'"),
+        (functools.partial(EMPTY, 2, None), "width must be an integer, got None"),
         (
             lambda: streaming.merge(streaming.empty(3, 5), streaming.empty(3, 4)),
             r"\(3, 5\) and \(3, 4\)",
@@ -220,7 +229,7 @@ def test_bad_batches_give_one_sentence(features, labels, sentence):
             "with and without",
         ),
     ],
-    ids=["classes", "width", "shapes", "scatter"],
+    ids=["classes", "width", "float", "word", "nothing", "shapes", "scatter"],
 )
 def test_moments_that_cannot_be_give_one_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:

@@ -4,6 +4,7 @@ import math
 import tracemalloc
 
 import cases
+import jax
 import jax.numpy as jnp
 import networkx
 import numpy as np
@@ -271,12 +272,32 @@ def test_orthogonal_classes_of_unequal_norm(gram, name):
     assert found.residual < 0.01
 
 
-@pytest.mark.parametrize("cosine", [0.1, 0.3, 0.9, 0.98])
-@pytest.mark.parametrize("classes", [3, 10, 40])
+@pytest.mark.parametrize("cosine", [0.1, 0.3, 0.9, 0.98, 0.999, 0.9999, 0.999999])
+@pytest.mark.parametrize("classes", [2, 3, 5, 10, 40])
 def test_classes_at_an_angle_are_not_merged(classes, cosine):
     found = structure.recognise(equiangular(classes, cosine))
     assert found == Structure((Block.of(Kind.EQUIANGULAR, classes),))
     assert found.residual < 1e-12
+
+
+@pytest.mark.parametrize("classes", [2, 5, 40])
+@pytest.mark.parametrize("level", [0.0, 1e-3, 1e-2])
+def test_classes_around_one_direction_are_merged(level, classes):
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+        direction = generator.normal(size=(64, 1))
+        means = direction + level * generator.normal(size=(64, classes))
+        for dtype in ("float32", "float64"):
+            gram = means.astype(dtype).T @ means.astype(dtype)
+            assert structure.recognise(gram) == Structure((Block.of(Kind.MERGED, classes),))
+    # Rounding may make the diagonal differ from all the rest.
+    rounded = equiangular(classes, 1 - float(np.finfo(np.float32).eps))
+    assert str(structure.recognise(rounded)) == f"merged({classes})"
+
+
+def test_a_block_of_small_angles_is_not_merged():
+    gram = scipy.linalg.block_diag(equiangular(4, 0.9999), np.ones((3, 3)), np.eye(2))
+    assert str(structure.recognise(relabel(gram, 0))) == "equiangular(4)+merged(3)+DNC(2)"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -461,6 +482,9 @@ NO_GRAM = {
     "vector": (np.ones(3), "must be square"),
     "empty": (np.ones((0, 0)), "must be square"),
     "complex": (1j * np.eye(3), "must be of real numbers"),
+    "words": ([["a"]], "must be of real numbers, got <U1"),
+    "nothing": ([[None]], "must be of real numbers, got object"),
+    "ragged": ([[1, 2], [3]], "must be square, got rows of unequal lengths"),
 }
 
 
@@ -499,3 +523,10 @@ def test_diverged_features_have_no_structure():
         found = structure.recognise(np.full((3, 3), value))
         assert found == Structure(())
         assert math.isnan(found.residual)
+
+
+def test_structures_are_recognised_outside_jit():
+    for call in (structure.recognise, structure.srg_distance):
+        with pytest.raises(ValueError, match=r"known numbers.* outside jit") as error:
+            jax.jit(call)(jnp.eye(6))
+        cases.assert_one_sentence(str(error.value))

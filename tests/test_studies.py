@@ -112,7 +112,8 @@ def test_the_run_of_the_papers_structure_is_shown():
 
 def test_lemmas_agree_with_matrices_and_misprints_do_not():
     errors = {row["statement"]: row["largest_relative_error"] for row in lemmas.rows()}
-    printed = {name for name in errors if "printed" in name} - {"Lemma 16 as printed, r = 4, 5"}
+    right = {"Lemma 16 as printed, r = 4, 5", "Rank before the last ReLU as printed, r >= 5"}
+    printed = {name for name in errors if "printed" in name} - right
     assert all(error < 1e-10 for name, error in errors.items() if name not in printed)
     assert all(errors[name] > 1e-4 for name in printed)
 

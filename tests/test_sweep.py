@@ -177,8 +177,12 @@ def test_every_run_has_a_decay_of_its_own():
     ],
 )
 def test_bad_numbers_of_steps_raise(numbers):
-    with pytest.raises(ValueError, match="must be at least 0, record_every") as caught:
-        next(sweep.run(PROBLEM, GRID, **numbers))
+    name, number = next((name, n) for name, n in numbers.items() if n < 1)
+    least = 0 if name == "num_steps" else 1
+    with pytest.raises(
+        ValueError, match=f"{name} must be at least {least}, got {number}"
+    ) as caught:
+        sweep.run(PROBLEM, GRID, **numbers)
     cases.assert_one_sentence(str(caught.value))
 
 
@@ -364,6 +368,87 @@ def test_anything_is_recorded_beside_the_curves():
     assert_equal(outcome(items)[: len(outcome(baseline()))], outcome(baseline()))
 
 
+def ranks(params: Params, decay: Decay) -> list:
+    return [metrics.numerical_rank(weight, 1e-3) for weight in params.weights]
+
+
+def test_ranks_are_recorded():
+    found = curves(run(measure=ranks)).measured
+    assert [rank.shape for rank in found] == [(GRID.num_runs, 5)] * 3
+    assert found[0].max() == 4
+
+
+def test_random_keys_in_the_state_of_an_optimizer_go_on():
+    def noisy(rate):
+        return optax.chain(
+            optax.add_noise(eta=0.01, gamma=0.5, key=jax.random.key(3)), optax.sgd(rate)
+        )
+
+    progress = list(
+        sweep.run(
+            PROBLEM,
+            GRID,
+            num_steps=20,
+            record_every=5,
+            records_per_chunk=2,
+            init=init,
+            optimizer=noisy,
+        )
+    )
+    *_, on = sweep.run(
+        PROBLEM,
+        GRID,
+        num_steps=20,
+        record_every=5,
+        records_per_chunk=2,
+        init=init,
+        optimizer=noisy,
+        snapshot=progress[1].snapshot,
+    )
+    assert_equal(jax.tree.leaves(on.state), jax.tree.leaves(progress[-1].state))
+    assert np.abs(on.state.params.features - baseline()[-1].state.params.features).max() > 1e-4
+
+
+def test_a_transformation_for_each_part_of_the_parameters():
+    labels = Params("slow", ("fast",) * 3)
+
+    def parts(rate):
+        return optax.multi_transform({"slow": optax.sgd(0 * rate), "fast": optax.sgd(rate)}, labels)
+
+    items = run(optimizer=parts)
+    first, last = items[0].state.params, items[-1].state.params
+    np.testing.assert_array_equal(first.features, last.features)
+    assert np.abs(first.weights[0] - last.weights[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimizer": optax.adam, "stop_when_converged": True}, "plain gradient descent"),
+        ({"runs_per_device": 0}, "runs_per_device must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused_before_the_first_step(options, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        sweep.run(PROBLEM, GRID, num_steps=20, record_every=5, **options)
+    cases.assert_one_sentence(str(caught.value))
+
+
+def test_a_decay_that_the_parameters_cannot_hold_is_refused():
+    grid = sweep.Grid.product((0,), (1e-60,), (0.1,))
+    assert np.isfinite(run(grid)[-1].curves.fit).all()
+    with pytest.raises(ValueError, match="for parameters of type float32") as caught:
+        run(grid, init=single)
+    cases.assert_one_sentence(str(caught.value))
+
+
+def test_the_same_strengths_in_two_forms_are_refused():
+    grid = sweep.Grid.product((0,), (0.1, Decay(0.1, [0.1] * 3)), (0.1,))
+    with pytest.raises(ValueError, match="given twice") as caught:
+        run(grid)
+    cases.assert_one_sentence(str(caught.value))
+
+
 # --- What is recorded --------------------------------------------------------------------------
 
 
@@ -431,6 +516,7 @@ import test_sweep as t
 assert jax.local_device_count() == 3
 four, two = (t.outcome(t.run(t.select(t.GRID, slice(0, count)))) for count in (4, 2))
 np.savez(sys.argv[2], *four, *two)
+t.run(measure=t.ranks)  # A batched decomposition would wait forever.
 """
 
 

@@ -1,6 +1,7 @@
 """The closed forms: against built solutions, against numerical optimisation, and Theorem 5."""
 
 import dataclasses
+import inspect
 import itertools
 import math
 
@@ -529,6 +530,12 @@ def test_lemmas_take_lists():
     [
         (lambda: theory.ridge_loss([1.0, 2.0], 3, 0.1), "all 3 singular values .*got shape"),
         (lambda: theory.ridge_loss([[1.0, 2.0]], 2, 0.1), "all 2 singular values .*got shape"),
+        (lambda: theory.ridge_loss(np.ones((3, 4)), 3, 0.1), r"all 3 .*got shape \(3, 4\)"),
+        (lambda: inspect.unwrap(theory.ridge_loss)(np.ones(3), 3.0, 0.1), "integer, got 3.0"),
+        (lambda: theory.ridge_loss(np.ones(3), 3, np.ones(3)), r"one number, got shape \(3,\)"),
+        (lambda: theory.ridge_loss([[1.0], [2.0, 3.0]], 3, 0.1), "of real numbers, got a list"),
+        (lambda: theory.factorisation_loss(np.eye(3), 0.1, np.ones(2)), "one number, got shape"),
+        (lambda: theory.schatten_loss(np.eye(3), 0.1, 0), "depth must be at least 1, got 0"),
         (lambda: theory.factorisation_loss([1.0, 2.0], 0.1, 0.1), "a matrix is needed"),
         (lambda: theory.schatten_loss(np.ones(3), 0.1, 3), "a matrix is needed"),
         (lambda: theory.schatten_loss(np.eye(3), Decay(0.1, [0.1] * 3), 4), "4 strengths"),
@@ -605,3 +612,11 @@ def test_random_problems(num_classes, samples_per_class, extra, log_decays):
     np.testing.assert_allclose(theory.srg_loss(problem, decay), srg, rtol=1e-9)
     if theory.srg_wins(num_classes, problem.depth) and dnc < 0.5:
         assert srg < dnc
+
+
+def test_schatten_loss_does_not_count_rounding():
+    draw = np.random.default_rng(0).normal
+    matrix = draw(size=(100, 2)) @ draw(size=(2, 100))
+    values = np.linalg.svd(matrix, compute_uv=False)[:2]
+    expected = 10 * 0.02 * np.sum(values**0.1)
+    np.testing.assert_allclose(theory.schatten_loss(matrix, 0.02, 20), expected, rtol=1e-10)

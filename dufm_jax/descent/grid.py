@@ -92,7 +92,7 @@ class Grid:
         """Returns the strengths of each run for L = `depth`, leaves [R] and [R, L], NumPy float64.
 
         Raises:
-          ValueError: if one of them has another number of layers.
+          ValueError: if one of them has another number of layers, or two are the same.
         """
         features, weights = [], []
         for strength in self.strengths:
@@ -105,6 +105,12 @@ class Grid:
                 )
             features.append(strength.features)
             weights.append(strength.weights)
+        rows = set(zip(features, map(tuple, weights), strict=True))
+        if len(rows) < len(self.strengths):
+            raise ValueError(
+                "no weight decay may be given twice, but a number and a Decay of the same "
+                f"strengths are among {list(self.strengths)}."
+            )
         return Decay(
             np.array(features, np.float64)[self.setting],
             np.array(weights, np.float64).reshape(-1, depth)[self.setting],

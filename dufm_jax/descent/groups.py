@@ -259,7 +259,7 @@ def _make_step(
 
     def losses_of(values: Array) -> Array:
         def of_one(value: Array, target: Array) -> Array:
-            return dufm.sample_losses(value[:, None], problem, target[:, None])[0]
+            return problem.loss(value[:, None], target[:, None])[0]
 
         return jax.vmap(of_one)(values, targets)
 

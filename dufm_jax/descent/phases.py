@@ -1,16 +1,17 @@
 r"""The phases of the runs of a sweep: when one goes on with groups of samples, and when it ends.
 
-A run is in one phase at a time. At each record `advance` takes it to the next:
+A run is in one phase at a time. At each record `advance` takes it to the next, by the first row
+that applies, those of any phase before the others:
 
 | phase     | on          | at the record                                   | next phase |
 | --------- | ----------- | ----------------------------------------------- | ---------- |
-| ALL       | all samples | these have come together, in time for CLOSING   | GROUPS     |
-|           |             | converged                                       | CONVERGED  |
-| GROUPS    | groups      | its steps have become four times as many        | LOOKING    |
-|           |             | converged, or only the closing steps are left   | CLOSING    |
-| LOOKING   | all samples | these are still together, in time for CLOSING   | GROUPS     |
+| ALL       | all samples | converged                                       | CONVERGED  |
+|           |             | these have come together, in time for CLOSING   | GROUPS     |
+| GROUPS    | groups      | converged, or only the closing steps are left   | CLOSING    |
+|           |             | its steps have become four times as many        | LOOKING    |
+| LOOKING   | all samples | converged                                       | CONVERGED  |
+|           |             | these are still together, in time for CLOSING   | GROUPS     |
 |           |             | they are not                                    | ALL        |
-|           |             | converged                                       | CONVERGED  |
 | CLOSING   | all samples | the closing steps are made, after convergence   | CONVERGED  |
 | any       |             | the loss is not finite                          | DIVERGED   |
 | any       |             | out of steps                                    | FINISHED   |
@@ -215,7 +216,7 @@ def advance(
       diverged: Which runs have a loss that is not finite, [R].
     """
     phase, end = phases.phase.copy(), phases.end.copy()
-    together = (counts > 0) & may_reduce(phases, rules, step)
+    together = (counts > 0) & may_reduce(phases, rules, step) & ~converged
     phase[phase == Phase.LOOKING] = Phase.ALL
     phase[together] = Phase.GROUPS
     now_due = due(phases, step)

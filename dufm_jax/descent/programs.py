@@ -27,11 +27,10 @@ def start(
 
     def begin(column: tuple[Array, Decay, Array]) -> tuple[State, Curves]:
         seed, decay, rate = column
-        params = init(problem, jax.random.key(seed), decay)
-        problem.check_params(params)
+        params = problem.as_params(init(problem, jax.random.key(seed), decay))
         dtype = params.features.dtype
         point = record(params, problem, decay, measure)
-        begun = step.start(params, rate.astype(dtype), optimizer)
+        begun = _without_keys(step.start(params, rate.astype(dtype), optimizer))
         return begun, jax.tree.map(lambda leaf: leaf[None], point)
 
     # On one device, one run after the other: the orthogonal draws call LAPACK, which XLA:CPU can
@@ -74,13 +73,21 @@ def chunk(
                 state, decay, step_size, groups_now, num_groups=num_groups, **shared
             )
             return state, curves, groups_now, jnp.int32(0)
-        state, curves = step.descend(state, decay, step_size, optimizer=optimizer, **shared)
+        like = optimizer(step_size).init(state.params)
+        state, curves = step.descend(
+            _with_keys(state, like), decay, step_size, optimizer=optimizer, **shared
+        )
+        state = _without_keys(state)
         found = jnp.zeros_like(groups_now), jnp.int32(0)
         if find:
             reach = groups.reach(problem, features_rate)
             found = groups.find_groups(state.params.features, problem, reach)
         return state, curves, *found
 
+    on_cpu = devices[0].platform == "cpu"
+    if measure is not None and on_cpu:
+        # One run after the other: XLA:CPU can wait forever for a batched decomposition.
+        measure = jax.custom_batching.sequential_vmap(measure)
     automatic = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((len(devices),), ("runs",), axis_types=automatic, devices=devices)
     by_run = jax.sharding.PartitionSpec("runs")
@@ -88,7 +95,30 @@ def chunk(
         jax.vmap(descend), mesh=mesh, in_specs=by_run, out_specs=by_run, check_vma=False
     )
     # Threads cost more than they save on matrices as small as those of groups.
-    on_cpu = devices[0].platform == "cpu"
     options = {"xla_cpu_multi_thread_eigen": False} if num_groups and on_cpu else None
     compiled = jax.jit(sharded, donate_argnums=0, compiler_options=options)
     return compiled, jax.sharding.NamedSharding(mesh, by_run)
+
+
+def _without_keys(state: State) -> State:
+    """The state with the numbers of random keys, which NumPy can hold, in their place."""
+
+    def numbers(leaf: Array) -> Array:
+        return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+    return state._replace(optimizer=jax.tree.map(numbers, state.optimizer))
+
+
+def _with_keys(state: State, like: Any) -> State:
+    """The state with random keys where the optimiser's state `like` has them."""
+
+    def key(leaf: Array, wanted: Array) -> Array:
+        if not _is_key(wanted):
+            return leaf
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(wanted))
+
+    return state._replace(optimizer=jax.tree.map(key, state.optimizer, like))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -23,7 +23,7 @@ from dufm_jax.descent.grid import MOST_RUNS, Grid
 from dufm_jax.descent.phases import NEVER, Phase, has_converged
 from dufm_jax.descent.records import Curves, Progress, Snapshot, measure_curves
 from dufm_jax.descent.state import ALIVE, State
-from dufm_jax.problem import Decay, Problem
+from dufm_jax.problem import Decay, Problem, as_size, check_range
 
 __all__ = [
     "ALIVE",
@@ -117,13 +117,19 @@ def run(
       pause: Items come at the multiples of that many records, and up to `num_steps` whether the
         runs have ended or not, so that processes with different runs can keep step.
 
-    Yields:
-      `Progress`.
+    Returns:
+      An iterator of `Progress`.
 
     Raises:
-      ValueError: if a number is out of range, a decay does not fit the problem, or `init` or the
-        optimiser is of another form.
+      ValueError: if a number is out of range or no integer, a decay does not fit the problem or the
+        type of the parameters, `init`, `measure` or the optimiser is of another form, or runs of
+        another optimiser than plain gradient descent should end where they have converged.
     """
+    if not isinstance(problem, Problem) or not isinstance(grid, Grid):
+        raise ValueError(
+            "a sweep needs a Problem and a Grid, as of Grid.product, got "
+            f"{type(problem).__name__} and {type(grid).__name__}."
+        )
     plan = _make_plan(
         problem,
         grid,
@@ -139,6 +145,11 @@ def run(
         pause=pause,
     )
     _check_init(init)
+    return _items(plan, init, snapshot)
+
+
+def _items(plan: _Plan, init: programs.Init, snapshot: Snapshot | None) -> Iterator[Progress]:
+    """The items of `run`."""
     if snapshot is None:
         snapshot = _start(plan, init)
         yield Progress(np.array([0]), snapshot.point, snapshot)
@@ -147,7 +158,8 @@ def run(
         snapshot, steps, curves = advance(plan, snapshot)
         pieces.append((steps, curves))
         done = snapshot.done[0]
-        if not pause or done % (record_every * pause) == 0 or done == num_steps:
+        pause = plan.pause and plan.record_every * plan.pause
+        if not pause or done % pause == 0 or done == plan.rules.num_steps:
             all_steps, all_curves = zip(*pieces, strict=True)
             joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *all_curves)
             yield Progress(np.concatenate(all_steps), joined, snapshot)
@@ -170,14 +182,21 @@ def _make_plan(
     pause: int | None,
 ) -> _Plan:
     """The arguments of `run`, checked."""
-    if num_steps < 0 or record_every < 1 or records_per_chunk < 1:
+    num_steps = as_size("num_steps", num_steps, 0)
+    record_every = as_size("record_every", record_every, 1)
+    records_per_chunk = as_size("records_per_chunk", records_per_chunk, 1)
+    if runs_per_device is not None:
+        runs_per_device = as_size("runs_per_device", runs_per_device, 1)
+    if not (measure is None or callable(measure)):
         raise ValueError(
-            "num_steps must be at least 0, record_every and records_per_chunk at least 1, got "
-            f"{num_steps}, {record_every} and {records_per_chunk}."
+            f"measure must be a function of parameters and the run's decay, got {measure!r}."
         )
-    if runs_per_device is not None and runs_per_device < 1:
-        raise ValueError(f"runs_per_device must be at least 1, got {runs_per_device}.")
     step.check_optimizer(optimizer)
+    if stop_when_converged and not exactness.is_plain_descent(optimizer, problem.depth):
+        raise ValueError(
+            "stop_when_converged is for plain gradient descent, whose learning rate says how far "
+            "the parameters move; leave it out for other optimisers."
+        )
     devices = tuple(jax.local_devices() if devices is None else devices)[: grid.num_runs]
     decay = grid.decay(problem.depth)
     features_rate = grid.learning_rate * decay.features
@@ -242,6 +261,7 @@ def _start(plan: _Plan, init: programs.Init) -> Snapshot:
         part = jax.tree.map(lambda leaf, i=first: leaf[i : i + plan.at_once], columns)
         pieces.append(jax.device_get(start(part)))
     begun, point = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+    check_range(plan.decay, begun.params.features.dtype)
     return Snapshot(
         done=np.zeros(grid.num_runs, int),
         state=begun,

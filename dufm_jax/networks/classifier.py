@@ -4,6 +4,7 @@ Flax stays behind them: what goes in and out are pytrees of arrays.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,7 +43,8 @@ class Classifier:
       convolution: One of `resnet.CONVOLUTIONS`.
 
     Raises:
-      ValueError: if a size is out of range, or the convolution is unknown.
+      ValueError: if a size is no integer or out of range, the scale is not positive, or the
+        convolution is unknown.
     """
 
     num_classes: int
@@ -52,14 +54,21 @@ class Classifier:
     convolution: str = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "widths", tuple(as_size("each width", width, 1) for width in self.widths)
-        )
-        if self.num_classes < 2 or self.blocks < 1 or self.weights_scale <= 0:
+        set_field = object.__setattr__  # The dataclass is frozen: normalise once, here.
+        set_field(self, "num_classes", as_size("num_classes", self.num_classes, 2))
+        set_field(self, "blocks", as_size("blocks", self.blocks, 1))
+        set_field(self, "weights_scale", linalg.as_number("weights_scale", self.weights_scale))
+        if not 0 < self.weights_scale < math.inf:
             raise ValueError(
-                "num_classes must be at least 2, blocks at least 1 and weights_scale positive, got "
-                f"{self.num_classes}, {self.blocks} and {self.weights_scale}."
+                f"weights_scale must be positive and finite, got {self.weights_scale}."
             )
+        try:
+            widths = tuple(self.widths)
+        except TypeError:
+            raise ValueError(
+                f"widths must be (d_1, ..., d_L), one for each W_l, got {self.widths!r}."
+            ) from None
+        set_field(self, "widths", tuple(as_size("each width", width, 1) for width in widths))
         if len(self.widths) < 2:
             raise ValueError(f"the head needs two or more widths, got {self.widths}.")
         if self.widths[0] != resnet.CHANNELS[-1]:

@@ -142,8 +142,13 @@ def check_strengths(strengths: Strengths) -> None:
 
 
 def check_labels(labels: Int[Array | np.ndarray, " M"], num_classes: int) -> None:
-    """Raises ValueError unless labels are integers from 0 to K - 1."""
-    known = np.asarray(labels)
+    """Raises ValueError unless labels are integers from 0 to K - 1, one a sample."""
+    try:
+        known = np.asarray(labels)
+    except (TypeError, ValueError):  # Of unequal lengths, or traced.
+        raise ValueError("labels must be known integers, one for each sample.") from None
+    if known.ndim != 1:
+        raise ValueError(f"labels must be one integer for each sample, got shape {known.shape}.")
     if not np.issubdtype(known.dtype, np.integer):
         raise ValueError(f"labels must be integers from 0 to {num_classes - 1}, got {known.dtype}.")
     outside = (known < 0) | (known >= num_classes)

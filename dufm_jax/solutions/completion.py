@@ -19,6 +19,7 @@ themselves, by SVD; the formulas that `theory` has for them serve as a check.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +58,16 @@ def complete(
       as the shapes allow. All zero where the zero solution has the least loss.
 
     Raises:
-      ValueError: if the shapes do not fit one another, their number or `num_classes`.
+      ValueError: if the shapes do not fit one another, their number or `num_classes`, or
+        something is not of the numbers described.
     """
+    _check_slopes(slopes)
     depth = len(slopes) + 1
     decay = Decay.of(decay, depth)
-    shapes = [np.asarray(shape, float) for shape in shapes]
+    for name, number in (("num_classes", num_classes), ("samples_per_class", samples_per_class)):
+        if linalg.is_known(number) and not 0 < linalg.as_number(name, number) < np.inf:
+            raise ValueError(f"{name} must be positive and finite, got {number}.")
+    shapes = _as_matrices(shapes)
     images, maps = _images_and_maps(shapes, slopes, num_classes)
     features_decay = jnp.asarray(samples_per_class) * decay.features
     left, values, right = np.linalg.svd(images[-1], full_matrices=False)
@@ -94,6 +100,31 @@ def complete(
         means, hidden = top * shapes[0], ()
     inverses = top * values / (top**2 * values**2 + ridge)
     return Params(features=means, weights=(*hidden, (right.T * inverses[None, :]) @ left.T))
+
+
+def _check_slopes(slopes: Any) -> None:
+    try:
+        pairs = np.asarray(slopes)
+    except (TypeError, ValueError):  # Of unequal lengths.
+        pairs = np.asarray(None)
+    numbers = pairs.ndim == 2 and pairs.shape[1] == 2 and pairs.dtype.kind in "biuf"
+    if pairs.shape != (0,) and not numbers:
+        raise ValueError(
+            "slopes must be a pair of numbers (a, b) for each of the layers 2, ..., L, got "
+            f"{slopes!r}."
+        )
+
+
+def _as_matrices(shapes: Any) -> list[np.ndarray]:
+    try:
+        matrices = [np.asarray(shape, float) for shape in shapes]
+    except (TypeError, ValueError):
+        raise ValueError(
+            "the shapes must be a sequence of matrices of known real numbers, one for each layer."
+        ) from None
+    if not all(np.all(np.isfinite(matrix)) for matrix in matrices):
+        raise ValueError("the class means must be finite.")
+    return matrices
 
 
 def _best_term(

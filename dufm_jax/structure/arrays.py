@@ -15,10 +15,18 @@ def as_square(values: ArrayLike, name: str) -> Float[np.ndarray, "K K"]:
       name: For messages.
 
     Raises:
-      ValueError: if they are not real numbers, not square or none.
+      ValueError: if they are not known real numbers, not square or none.
     """
-    given = np.asarray(values)
-    if np.iscomplexobj(given):
+    try:
+        given = np.asarray(values)
+    except TypeError:  # Of JAX, which says so to whoever asks for the values of a tracer.
+        raise ValueError(
+            f"{name} must be of known numbers, not traced: structures are recognised outside jit, "
+            "vmap and grad."
+        ) from None
+    except ValueError:
+        raise ValueError(f"{name} must be square, got rows of unequal lengths.") from None
+    if not np.can_cast(given.dtype, np.float64, "same_kind"):
         raise ValueError(f"{name} must be of real numbers, got {given.dtype}.")
     if given.ndim != 2 or given.shape[0] != given.shape[1] or not given.size:
         raise ValueError(f"{name} must be square, got shape {given.shape}.")

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 
 _LOCAL = 4  # Times the tolerance: what is allowed of one class, and of the least eigenvalue.
 _ROUNDING = 1e-2  # Of matrices in bfloat16, relative.
+_FLOAT32 = float(np.finfo(np.float32).eps)
 
 Matrix = Float[np.ndarray, "m m"]
 Vector = Float[np.ndarray, " m"]
@@ -90,11 +91,20 @@ def coincide(gram: Matrix, limit: Limits) -> bool:
     Classes within the tolerance of a common direction have 1 - cos of at most twice its square.
     Where the matrix is indefinite, its entries may change cosines by as much, and some more.
     """
+    noise = min(_LOCAL * limit.noise / float(np.mean(np.diag(gram))), 2 * limit.tolerance)
+    allowed = max(2 * limit.tolerance**2, _FLOAT32, noise)
+    return _shortfall(gram) <= allowed
+
+
+def coincide_in_float32(gram: Matrix) -> bool:
+    """Returns whether the cosines of each class are 1, on average over others, within rounding."""
+    return _shortfall(gram) <= 4 * _FLOAT32
+
+
+def _shortfall(gram: Matrix) -> float:
+    """Returns the largest 1 - cos of a class, on average over the others."""
     cosines = _cosines(gram, np.diag(gram))
-    shortfalls = 1 - (np.sum(cosines, axis=1) - 1) / (len(gram) - 1)
-    noise = min(_LOCAL * limit.noise / np.mean(np.diag(gram)), 2 * limit.tolerance)
-    allowed = max(2 * limit.tolerance**2, np.finfo(np.float32).eps, noise)
-    return bool(np.max(shortfalls) <= allowed)
+    return float(np.max(1 - (np.sum(cosines, axis=1) - 1) / (len(gram) - 1)))
 
 
 def _cosines(gram: Matrix, squares: Vector) -> Matrix:

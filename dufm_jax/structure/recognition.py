@@ -18,12 +18,14 @@ from jaxtyping import Bool, Int
 from numpy.typing import ArrayLike
 from scipy.sparse import csgraph
 
+from dufm_jax import linalg
 from dufm_jax.structure import candidates, fitting
 from dufm_jax.structure.arrays import as_square
 from dufm_jax.structure.fitting import Limits, Matrix, Vector
 from dufm_jax.structure.types import Block, Kind, Structure
 
 TOLERANCE = 0.05
+_MUCH_CLOSER = 10  # Times: what a block needs to be preferred to one of merged classes.
 
 
 def recognise(gram: ArrayLike, tolerance: float = TOLERANCE) -> Structure:
@@ -33,8 +35,9 @@ def recognise(gram: ArrayLike, tolerance: float = TOLERANCE) -> Structure:
     most the tolerance, and two relative residuals of each class at most four times as much: that of
     its squared norm, and that of its cosines with the others (by Euclidean norm), compared with the
     cosines of the structure after their mean over the block is taken off. Merged classes are within
-    about the tolerance of one direction. A class vanishes if its squared norm is at most the
-    tolerance times the largest.
+    about the tolerance of one direction, and no block of classes that differ, such as an
+    equiangular one, fits ten times better, unless the cosines are 1 but for rounding in float32. A
+    class vanishes if its squared norm is at most the tolerance times the largest.
 
     Args:
       gram: M^T M, symmetric and positive semi-definite, [K, K]; an array or what becomes one.
@@ -47,8 +50,7 @@ def recognise(gram: ArrayLike, tolerance: float = TOLERANCE) -> Structure:
       ValueError: if `gram` is not square, symmetric and positive semi-definite within the
         tolerance, or the tolerance is not between 0 and 1.
     """
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be between 0 and 1, got {tolerance}.")
+    linalg.check_tolerance("tolerance", linalg.as_number("tolerance", tolerance))
     matrix = as_square(gram, "a Gram matrix")
     if not np.all(np.isfinite(matrix)):
         return Structure(())
@@ -131,15 +133,18 @@ def _name_block(
 ) -> _Fit | None:
     """Returns the block that fits several classes, from the first kinds of which one does.
 
-    A kind with given ratios of its entries comes before one that leaves them free.
+    A kind with given ratios of its entries comes before one that leaves them free, except that
+    merged classes are a limit of those of the latter, which may therefore be much closer.
 
     Args:
       gram: Of the block.
       kinds: Candidates, in order of preference.
       limits: Of the whole matrix.
     """
+    merged: _Fit | None = None
+    least = limits.distance
     for kind in kinds:
-        best, least = None, limits.distance
+        best = None
         for block, ideal in kind(gram, limits):
             model = np.sum(gram * ideal) / np.sum(ideal**2) * ideal
             if model[0, 0] <= 0:
@@ -150,6 +155,9 @@ def _name_block(
             distance = float(np.linalg.norm(gram - model))
             if distance <= least and fitting.rows_fit(gram, model, sizes, limits.tolerance):
                 best, least = _Fit(block, model, sizes), distance
-        if best is not None:
+        if best is None:
+            continue
+        if best.block.kind is not Kind.MERGED or fitting.coincide_in_float32(gram):
             return best
-    return None
+        merged, least = best, least / _MUCH_CLOSER
+    return merged

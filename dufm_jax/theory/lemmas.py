@@ -3,13 +3,12 @@ r"""Lemmas 12 to 18 and Section 4: the costs and spectra that the closed forms a
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dufm_jax import graphs, linalg
-from dufm_jax.problem import Decay, DecayLike
+from dufm_jax.problem import Decay, DecayLike, as_size
 
 ArrayOrLists = ArrayLike | Sequence[Any]  # Numbers in an array or in nested sequences.
 
@@ -107,9 +106,11 @@ def ridge_loss(
       decay: lambda > 0.
 
     Raises:
-      ValueError: if there are not K singular values.
+      ValueError: if there are not K singular values, or the decay is not one number.
     """
-    values = _as_floats(singular_values)
+    num_classes = as_size("num_classes", num_classes, 1)
+    _check_decays(decay)
+    values = linalg.as_floats(singular_values, "the singular values")
     if values.shape != (num_classes,):
         raise ValueError(
             f"all {num_classes} singular values are needed, zeros included, got shape "
@@ -129,13 +130,16 @@ def factorisation_loss(
       decay_right: lambda_B.
 
     Raises:
-      ValueError: if C is not a matrix.
+      ValueError: if C is not a matrix, or a decay is not one number.
     """
+    _check_decays(decay_left, decay_right)
     strengths = jnp.asarray(decay_left) * decay_right
     return jnp.sqrt(strengths) * jnp.sum(linalg.singular_values(_as_matrix(matrix)))
 
 
-def schatten_loss(matrix: ArrayOrLists, decay: DecayLike, depth: int) -> Float[Array, ""]:
+def schatten_loss(
+    matrix: ArrayOrLists, decay: DecayLike, depth: int, tolerance: float | None = None
+) -> Float[Array, ""]:
     r"""Returns the least regularisation of H_1, W_1, ..., W_{L-1} of a given product (Section 4).
 
     It is c ||C||_{S_{2/L}}^{2/L}, close to a multiple of the rank of C for large L, with
@@ -146,23 +150,28 @@ def schatten_loss(matrix: ArrayOrLists, decay: DecayLike, depth: int) -> Float[A
       matrix: C, the input of the last nonlinearity, [d_L, N].
       decay: The regularisation strengths of the whole problem; \lambda_{W_L} does not count.
       depth: L.
+      tolerance: Singular values up to this share of the largest count as zero; by default what
+        rounding makes of zeros, as in `linalg.schatten_power`.
 
     Raises:
-      ValueError: if C is not a matrix, or the decay is not that of `depth` weight matrices.
+      ValueError: if C is not a matrix, the depth no integer of at least 1, or the decay not that
+        of so many weight matrices.
     """
+    depth = as_size("depth", depth, 1)
     decay = Decay.of(decay, depth)
     strengths = jnp.log(decay.features) + jnp.sum(jnp.log(decay.weights[:-1]))
-    power = jnp.sum(linalg.singular_values(_as_matrix(matrix)) ** (2 / depth))
+    power = linalg.schatten_power(_as_matrix(matrix), 2 / depth, tolerance)
     return depth / 2 * jnp.exp(strengths / depth) * power
 
 
 def _as_matrix(given: ArrayOrLists) -> Array:
-    matrix = _as_floats(given)
+    matrix = linalg.as_floats(given, "the matrix")
     if matrix.ndim != 2:
         raise ValueError(f"a matrix is needed, got shape {matrix.shape}.")
     return matrix
 
 
-def _as_floats(given: ArrayOrLists) -> Array:
-    array = given if isinstance(given, jax.Array) else jnp.asarray(np.asarray(given))
-    return array.astype(jnp.result_type(array, float))
+def _check_decays(*decays: Any) -> None:
+    """Raises ValueError unless each is one number that a decay may be; traced ones may."""
+    for decay in decays:
+        Decay.uniform(decay, 1)

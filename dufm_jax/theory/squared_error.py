@@ -72,7 +72,7 @@ def dnc_along_scale(
             raise ValueError(
                 "classes of different sizes have a scale each, so that the samples must be given."
             )
-        samples = problem.class_counts[0]
+        samples = problem.num_samples // problem.num_classes
     columns = problem.num_classes if num_columns is None else num_columns
     share = jnp.asarray(samples) / problem.num_samples
     chain, log_last = _log_chain(decay, slopes, samples)
