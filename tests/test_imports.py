@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
     "losses": 0,
     "nonlinearities": 0,
+    "decay": 0,
     "problem": 1,
     "graphs": 2,
     "linalg": 2,

@@ -7,9 +7,7 @@ program of its phase (see `phases`), those that have ended by none. Programs are
 second sweep of the same shapes compiles nothing.
 """
 
-import dataclasses
 import functools
-import inspect
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -18,12 +16,13 @@ import numpy as np
 import optax
 
 from dufm_jax import dufm
-from dufm_jax.descent import exactness, phases, programs, step
+from dufm_jax.descent import phases, programs, step
 from dufm_jax.descent.grid import MOST_RUNS, Grid
 from dufm_jax.descent.phases import NEVER, Phase, has_converged
+from dufm_jax.descent.plan import Plan, check_init, make_plan
 from dufm_jax.descent.records import Curves, Progress, Snapshot, measure_curves
 from dufm_jax.descent.state import ALIVE, State
-from dufm_jax.problem import Decay, Problem, as_size, check_range
+from dufm_jax.problem import Problem, check_range
 
 __all__ = [
     "ALIVE",
@@ -41,25 +40,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger("dufm_jax")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Plan:
-    """What `advance` needs besides the snapshot: the arguments of `run`, checked."""
-
-    problem: Problem
-    grid: Grid
-    record_every: int
-    records_per_chunk: int
-    optimizer: step.Optimizer
-    measure: step.Measure | None
-    devices: tuple[jax.Device, ...]
-    at_once: int  # The runs of a batch, at most.
-    pause: int | None
-    rules: phases.Rules
-    decay: Decay  # Leaves [R, ...].
-    features_rate: np.ndarray  # lr lambda_{H_1}, [R].
-    slowest_rate: np.ndarray  # lr times the least strength, [R].
 
 
 def run(
@@ -125,12 +105,7 @@ def run(
         type of the parameters, `init`, `measure` or the optimiser is of another form, or runs of
         another optimiser than plain gradient descent should end where they have converged.
     """
-    if not isinstance(problem, Problem) or not isinstance(grid, Grid):
-        raise ValueError(
-            "a sweep needs a Problem and a Grid, as of Grid.product, got "
-            f"{type(problem).__name__} and {type(grid).__name__}."
-        )
-    plan = _make_plan(
+    plan = make_plan(
         problem,
         grid,
         num_steps=num_steps,
@@ -144,11 +119,11 @@ def run(
         runs_per_device=runs_per_device,
         pause=pause,
     )
-    _check_init(init)
+    check_init(init)
     return _items(plan, init, snapshot)
 
 
-def _items(plan: _Plan, init: programs.Init, snapshot: Snapshot | None) -> Iterator[Progress]:
+def _items(plan: Plan, init: programs.Init, snapshot: Snapshot | None) -> Iterator[Progress]:
     """The items of `run`."""
     if snapshot is None:
         snapshot = _start(plan, init)
@@ -166,92 +141,13 @@ def _items(plan: _Plan, init: programs.Init, snapshot: Snapshot | None) -> Itera
             pieces = []
 
 
-def _make_plan(
-    problem: Problem,
-    grid: Grid,
-    *,
-    num_steps: int,
-    record_every: int,
-    records_per_chunk: int,
-    optimizer: step.Optimizer,
-    measure: step.Measure | None,
-    reduce: bool,
-    stop_when_converged: bool,
-    devices: Sequence[jax.Device] | None,
-    runs_per_device: int | None,
-    pause: int | None,
-) -> _Plan:
-    """The arguments of `run`, checked."""
-    num_steps = as_size("num_steps", num_steps, 0)
-    record_every = as_size("record_every", record_every, 1)
-    records_per_chunk = as_size("records_per_chunk", records_per_chunk, 1)
-    if runs_per_device is not None:
-        runs_per_device = as_size("runs_per_device", runs_per_device, 1)
-    if not (measure is None or callable(measure)):
-        raise ValueError(
-            f"measure must be a function of parameters and the run's decay, got {measure!r}."
-        )
-    step.check_optimizer(optimizer)
-    if stop_when_converged and not exactness.is_plain_descent(optimizer, problem.depth):
-        raise ValueError(
-            "stop_when_converged is for plain gradient descent, whose learning rate says how far "
-            "the parameters move; leave it out for other optimisers."
-        )
-    devices = tuple(jax.local_devices() if devices is None else devices)[: grid.num_runs]
-    decay = grid.decay(problem.depth)
-    features_rate = grid.learning_rate * decay.features
-    slowest_rate = grid.learning_rate * np.minimum(decay.features, decay.weights.min(axis=1))
-    return _Plan(
-        problem=problem,
-        grid=grid,
-        record_every=record_every,
-        records_per_chunk=records_per_chunk,
-        optimizer=optimizer,
-        measure=measure,
-        devices=devices,
-        at_once=min(grid.num_runs, (runs_per_device or grid.num_runs) * len(devices)),
-        pause=pause,
-        rules=phases.make_rules(
-            features_rate,
-            slowest_rate,
-            num_steps=num_steps,
-            record_every=record_every,
-            reduce=reduce and _can_reduce(problem, optimizer),
-            stop_when_converged=stop_when_converged,
-        ),
-        decay=decay,
-        features_rate=features_rate,
-        slowest_rate=slowest_rate,
-    )
-
-
-def _check_init(init: programs.Init) -> None:
-    try:
-        inspect.signature(init).bind(None, None, None)
-    except TypeError:
-        raise ValueError(
-            "init must be a function of the problem, a key and the run's decay, "
-            "init(problem, key, decay)."
-        ) from None
-
-
-def _can_reduce(problem: Problem, optimizer: step.Optimizer) -> bool:
-    """Whether runs may go on with groups of samples; says so where they may not."""
-    if problem.num_samples == problem.num_classes:
-        return False  # There is nothing to reduce.
-    reason = exactness.obstacle(problem, optimizer)
-    if reason:
-        _log.warning("Descent stays on all samples throughout: %s.", reason)
-    return not reason
-
-
-def _is_over(plan: _Plan, snapshot: Snapshot) -> bool:
+def _is_over(plan: Plan, snapshot: Snapshot) -> bool:
     if plan.pause:
         return bool(snapshot.done[0] >= plan.rules.num_steps)
     return bool(snapshot.phases.ended.all())
 
 
-def _start(plan: _Plan, init: programs.Init) -> Snapshot:
+def _start(plan: Plan, init: programs.Init) -> Snapshot:
     """All runs before their first step."""
     grid, problem = plan.grid, plan.problem
     start = programs.start(problem, plan.optimizer, plan.measure, init)
@@ -271,7 +167,7 @@ def _start(plan: _Plan, init: programs.Init) -> Snapshot:
     )
 
 
-def advance(plan: _Plan, snapshot: Snapshot) -> tuple[Snapshot, np.ndarray, Curves]:
+def advance(plan: Plan, snapshot: Snapshot) -> tuple[Snapshot, np.ndarray, Curves]:
     """Takes all runs to the next decision.
 
     Returns:
@@ -310,7 +206,7 @@ def advance(plan: _Plan, snapshot: Snapshot) -> tuple[Snapshot, np.ndarray, Curv
 
 
 def _descend(
-    plan: _Plan, snapshot: Snapshot, num_records: int, every: int
+    plan: Plan, snapshot: Snapshot, num_records: int, every: int
 ) -> tuple[State, Curves, np.ndarray, np.ndarray]:
     """A chunk of steps of all runs that have not ended, each by the program of its phase.
 
