@@ -100,7 +100,9 @@ def values(field):
         return st.booleans()
     if isinstance(default, tuple):
         whole = st.integers(1, 99).map(float)
-        return st.lists(st.one_of(whole, floats, st.just(default[0])), max_size=4).map(tuple)
+        return st.lists(
+            st.one_of(whole, floats, st.sampled_from(default or (1.0,))), max_size=4
+        ).map(tuple)
     kind = {int: integers, float: floats, str: texts}[type(default)]
     choices = field.metadata["choices"]
     return st.one_of(kind, st.sampled_from(choices)) if choices else kind
@@ -129,7 +131,17 @@ def test_flags_are_refused_in_a_sentence_or_can_be_used(command, data):
     if found is None:
         # It names one of the flags, or says in words what the classes of the package say of it.
         words = {word for name in given for word in (name, name.replace("_", " "), name[:-1])}
-        words |= {"decay", "rate", "seed", "SRG", "Theorem 8", "finished", "depth", "width"}
+        words |= {
+            "decay",
+            "rate",
+            "seed",
+            "SRG",
+            "Theorem 8",
+            "finished",
+            "depth",
+            "width",
+            "batch size",
+        }
         assert any(word in message for word in words), message
         return
     for name, value in given.items():

@@ -35,7 +35,7 @@ def test_every_python_block_runs(code):
 
 
 def test_quickstart():
-    (code,) = [block for block in PYTHON if "theory.dnc_loss" in block]
+    (code,) = [block for block in PYTHON if "dnc.build(problem, decay)" in block]
     lines = printed(code)
     dnc_loss, srg_loss = map(float, lines[0].split())
     assert lines[1] == f"{dnc_loss} [10, 10, 10]" or float(lines[1].split()[0]) == pytest.approx(

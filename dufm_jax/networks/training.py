@@ -72,7 +72,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_epochs", "batch_size", "warmup_epochs"):
-            object.__setattr__(self, name, as_size(name, getattr(self, name), 0))
+            object.__setattr__(self, name, as_size(name, getattr(self, name), 0, 2**63))
         if not 2 <= self.batch_size <= self.num_samples:
             raise ValueError(
                 f"the batch size must be between 2 and the {self.num_samples} samples, got "
