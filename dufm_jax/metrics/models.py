@@ -125,6 +125,10 @@ def measure_layer(
     )
 
 
+# The layers of a model have few different shapes, and each is traced once.
+_measure_layer = jax.jit(measure_layer, static_argnames=("num_classes", "variant"))
+
+
 def measure(
     params: Params,
     problem: Problem,
@@ -148,15 +152,17 @@ def measure(
       ValueError: if `params` or `decay` do not fit the problem, the variant is unknown, or a known
         tolerance is not between 0 and 1.
     """
+    linalg.check_tolerance("rank_tolerance", rank_tolerance)
+    linalg.check_tolerance("angle_tolerance", angle_tolerance)
     params = _as_floats(params)
     fit, regularisation = dufm.loss_terms(params, problem, decay)
     layers = dufm.activations(params, problem)
 
     def measured(features: Array, weights: Array) -> LayerMetrics:
-        return measure_layer(
+        return _measure_layer(
             features,
             weights,
-            problem.num_classes,
+            num_classes=problem.num_classes,
             rank_tolerance=rank_tolerance,
             angle_tolerance=angle_tolerance,
             variant=variant,
