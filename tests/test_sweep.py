@@ -384,27 +384,10 @@ def test_random_keys_in_the_state_of_an_optimizer_go_on():
             optax.add_noise(eta=0.01, gamma=0.5, key=jax.random.key(3)), optax.sgd(rate)
         )
 
-    progress = list(
-        sweep.run(
-            PROBLEM,
-            GRID,
-            num_steps=20,
-            record_every=5,
-            records_per_chunk=2,
-            init=init,
-            optimizer=noisy,
-        )
-    )
-    *_, on = sweep.run(
-        PROBLEM,
-        GRID,
-        num_steps=20,
-        record_every=5,
-        records_per_chunk=2,
-        init=init,
-        optimizer=noisy,
-        snapshot=progress[1].snapshot,
-    )
+    options = {"num_steps": 20, "record_every": 5, "records_per_chunk": 2, "init": init}
+    options |= {"optimizer": noisy}
+    progress = list(sweep.run(PROBLEM, GRID, **options))
+    *_, on = sweep.run(PROBLEM, GRID, **options, snapshot=progress[1].snapshot)
     assert_equal(jax.tree.leaves(on.state), jax.tree.leaves(progress[-1].state))
     assert np.abs(on.state.params.features - baseline()[-1].state.params.features).max() > 1e-4
 
